@@ -1,0 +1,91 @@
+"""`tallystick`: the command line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from cli.databases import OWNERS
+from cli.process import StartError
+from services.environment import SettingError
+
+# Beside the checkout or wherever one works: the stack belongs to the directory it is started in.
+_RUN = Path(".tallystick/run")
+_DATA = Path(".tallystick/data")
+
+_FAILED = 1
+_MISUSED = 2
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; answers the exit code: 1 when it failed, 2 when it was asked for wrongly."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except SettingError as error:
+        print(f"tallystick: {error}", file=sys.stderr)
+        return _MISUSED
+    except StartError as error:
+        print(f"tallystick: {error}", file=sys.stderr)
+        return _FAILED
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tallystick",
+        description="Payments that keep working when the network does not.",
+        epilog="`tallystick COMMAND --help` says more about each.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    up = _command(commands, "up", _up, "start the whole stack here; Ctrl-C stops it")
+    _add_profile(up)
+    _add_directories(up)
+    up.add_argument(
+        "--port",
+        type=_port,
+        default=0,
+        help="where clients connect on 127.0.0.1; a free port when left out",
+    )
+    up.add_argument(
+        "--payment-processes",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="how many payment processes share the work (default: 1)",
+    )
+
+    serve = _command(
+        commands, "serve", _serve, "run one service, with settings from the environment"
+    )
+    serve.add_argument("service", metavar="SERVICE", choices=(*OWNERS, "gateway"), help="%(choices)s")
+
+    migrate = _command(
+        commands, "migrate", _migrate, "bring every service's database to the current schema"
+    )
+    _add_profile(migrate)
+    migrate.add_argument(
+        "--data-dir", type=Path, default=_DATA, metavar="DIR", help="where profile dev keeps its files"
+    )
+
+    audit = _command(
+        commands, "audit", _audit, "check the ledger's laws on a running stack; exit 1 if one is broken"
+    )
+    audit.add_argument(
+        "--run-dir", type=Path, default=_RUN, metavar="DIR", help=f"the stack's (default: {_RUN})"
+    )
+    audit.add_argument("--json", type=Path, metavar="FILE", help="write what was found there too")
+
+    demo = _command(
+        commands, "demo", _demo, "start a stack of its own, use it as real clients do, check, stop"
+    )
+    _add_profile(demo)
+    return parser

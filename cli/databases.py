@@ -1,0 +1,64 @@
+"""Which services have a database, and where each one's is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from services.environment import PREFIX, Environment, SettingError
+
+OWNERS = ("user", "payment", "fraud", "admin")
+
+# A server on which databases may be made, as a URL without one: profile mysql.
+SERVER = "MYSQL_URL"
+# Every service's URL as JSON: how `tallystick up` hands them to the process that migrates.
+_URLS = "DATABASE_URLS"
+
+
+def name(service: str) -> str:
+    """The database of a service on a shared server."""
+    return f"tallystick_{service}"
+
+
+def in_directory(data: Path) -> dict[str, str]:
+    """A SQLite file for each service."""
+    return {service: f"sqlite+aiosqlite:///{data / service}.db" for service in OWNERS}
+
+
+def on_server(environment: Environment) -> dict[str, str]:
+    """A database for each service on the server that `TALLYSTICK_MYSQL_URL` names.
+
+    Raises:
+        SettingError: it is not set, or no such URL.
+    """
+    value = environment.text(SERVER)
+    try:
+        server = make_url(value)
+    except ArgumentError:
+        server = None
+    if server is None or server.get_backend_name() not in {"mysql", "mariadb"} or server.database:
+        raise SettingError(
+            f"{PREFIX}{SERVER} is not the URL of a MySQL or MariaDB server. "
+            "Give mysql://user:password@host:port, with no database."
+        )
+    server = server.set(drivername="mysql+aiomysql")
+    return {
+        service: server.set(database=name(service)).render_as_string(hide_password=False)
+        for service in OWNERS
+    }
+
+
+def to_variables(urls: Mapping[str, str]) -> dict[str, str]:
+    """The URLs as environment variables: arguments are for everybody to see, and these hold passwords."""
+    return {PREFIX + _URLS: json.dumps(dict(urls))}
+
+
+def from_variables() -> dict[str, str]:
+    """What `to_variables` wrote."""
+    urls: dict[str, str] = json.loads(os.environ[PREFIX + _URLS])
+    return urls

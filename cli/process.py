@@ -1,0 +1,126 @@
+"""Child processes that have a log of their own and never outlive the one that started them."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+_LOG_TAIL_BYTES = 2_000
+# Not seeded: tests that seed the shared one would all draw the same ports.
+_random = random.SystemRandom()
+
+
+class StartError(Exception):
+    """Something could not be started. The message says what, and the way out."""
+
+
+def start(
+    command: Sequence[str | Path], *, log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program whose output is appended to `log`.
+
+    The kernel kills it when the thread that called this ends, however that ends: call from a thread
+    that lasts. It has a process group of its own, because Ctrl-C in a terminal goes to the whole
+    group of the foreground process, and in what order a stack stops is for its supervisor to say.
+
+    Args:
+        command: Program and arguments.
+        log: Made readable by its owner only.
+        environment: All of it; the caller's own when left out.
+
+    Raises:
+        StartError: the program, or `setpriv` (Debian package util-linux), is not installed.
+    """
+    setpriv = find("setpriv", package="util-linux")
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(
+            [setpriv, "--pdeathsig", "KILL", "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            env=environment,
+            process_group=0,
+        )
+    finally:
+        os.close(descriptor)
+
+
+def stop(process: subprocess.Popen[bytes], *, grace_seconds: float) -> int:
+    """End a process with SIGTERM, after the grace with SIGKILL. Answers its exit code."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(grace_seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def wait_until(
+    ready: Callable[[], bool],
+    process: subprocess.Popen[bytes],
+    *,
+    name: str,
+    log: Path,
+    seconds: float = 30,
+) -> None:
+    """Wait for a process to do its work.
+
+    Raises:
+        StartError: it ended, or was not ready in time; quotes the end of its log.
+    """
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None:
+            raise StartError(f"{name} ended with code {process.returncode}.\n{tail(log)}")
+        if time.monotonic() > deadline:
+            raise StartError(f"{name} was not ready after {seconds:.0f} s.\n{tail(log)}")
+        time.sleep(0.01)
+
+
+def tail(log: Path) -> str:
+    """The end of a log, headed by where it lies."""
+    content = log.read_bytes() if log.exists() else b""
+    return f"{log} ends:\n{content[-_LOG_TAIL_BYTES:].decode(errors='replace')}".rstrip()
+
+
+def find(program: str, *, package: str) -> str:
+    """The path of a program.
+
+    Raises:
+        StartError: it is not installed; names the Debian package that holds it.
+    """
+    # Where Debian puts servers is not on every user's path.
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+    found = shutil.which(program, path=path)
+    if found is None:
+        raise StartError(
+            f"{program} is not installed. "
+            f"As root: apt-get install --no-install-recommends {package}"
+        )
+    return found
+
+
+def free_port() -> int:
+    """A port on 127.0.0.1 that nobody listens on now.
+
+    Taken from below the range (32768 and up on Linux) that outgoing connections draw theirs from:
+    between this answer and the moment its owner listens, hundreds of those may be opened.
+    """
+    for _ in range(100):
+        port = _random.randrange(20_000, 32_000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise StartError("No free port found between 20000 and 32000 on 127.0.0.1.")

@@ -1,0 +1,1 @@
+"""A whole stack on this machine: `tallystick up`."""

@@ -1,0 +1,1 @@
+"""Tallystick's services and the few nouns that two of them need."""

@@ -1,0 +1,1 @@
+"""Judges the risk of payments. Moves no money."""

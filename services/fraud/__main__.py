@@ -1,0 +1,5 @@
+"""`python -m services.fraud`."""
+
+from services.fraud.server import main
+
+main()

@@ -1,0 +1,74 @@
+"""What a deployment may set of the fraud service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.environment import Environment, SettingError, Tls
+from services.fraud.domain.assessment import Limits
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The fraud service's settings.
+
+    Attributes:
+        listen: `host:port`; port 0 takes a free one.
+        database_url: Where its copy of the vendors' sites lives.
+        redis_url: Where the event streams are.
+        user_address: The user service, `host:port`.
+        tls: Its certificate.
+        limits: Where payments stop passing unseen.
+        drain_notice_ms: How long callers are given to notice NOT_SERVING before calls are ended.
+        log_level: Least level logged.
+    """
+
+    listen: str
+    database_url: str
+    redis_url: str
+    user_address: str
+    tls: Tls
+    limits: Limits
+    drain_notice_ms: int
+    log_level: str
+
+    @classmethod
+    def read(cls, environment: Environment) -> Settings:
+        """Read them from the environment.
+
+        Raises:
+            SettingError: one is missing or cannot be meant.
+        """
+        return cls(
+            listen=environment.address("LISTEN", "127.0.0.1:0"),
+            database_url=environment.text("DATABASE_URL"),
+            redis_url=environment.text("REDIS_URL"),
+            user_address=environment.address("USER_ADDRESS"),
+            tls=Tls.read(environment),
+            limits=_limits(environment),
+            drain_notice_ms=environment.integer("DRAIN_NOTICE_MS", 1_000),
+            log_level=environment.text("LOG_LEVEL", "INFO"),
+        )
+
+
+def _limits(environment: Environment) -> Limits:
+    default = Limits()
+    limits = Limits(
+        distance_meters=float(
+            environment.integer("DISTANCE_LIMIT_METERS", round(default.distance_meters))
+        ),
+        position_floor_minor_units=environment.integer(
+            "POSITION_FLOOR_MINOR_UNITS", default.position_floor_minor_units
+        ),
+        review_minor_units=environment.integer(
+            "REVIEW_LIMIT_MINOR_UNITS", default.review_minor_units
+        ),
+        hard_minor_units=environment.integer("HARD_LIMIT_MINOR_UNITS", default.hard_minor_units),
+    )
+    if limits.review_minor_units > limits.hard_minor_units:
+        raise SettingError(
+            f"TALLYSTICK_REVIEW_LIMIT_MINOR_UNITS is {limits.review_minor_units}, above "
+            f"TALLYSTICK_HARD_LIMIT_MINOR_UNITS, {limits.hard_minor_units}: nothing would ever "
+            "be reviewed for its amount. Lower the first or raise the second."
+        )
+    return limits

@@ -1,0 +1,1 @@
+"""The gateway's control plane: makes Envoy serve the contract."""

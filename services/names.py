@@ -1,0 +1,38 @@
+"""Resource names: `users/{uuid}` and the like, and the ids inside them."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+def user_name(user_id: UUID) -> str:
+    """`users/{uuid}`."""
+    return f"users/{user_id}"
+
+
+def payment_name(payment_id: UUID) -> str:
+    """`payments/{uuid}`."""
+    return f"payments/{payment_id}"
+
+
+def wallet_name(user_id: UUID, currency_code: str) -> str:
+    """`users/{uuid}/wallets/{currency}`."""
+    return f"users/{user_id}/wallets/{currency_code}"
+
+
+def site_name(user_id: UUID, site_id: UUID) -> str:
+    """`users/{uuid}/sites/{uuid}`."""
+    return f"users/{user_id}/sites/{site_id}"
+
+
+def last_id(name: str) -> UUID:
+    """The id a name ends with: of `users/{uuid}`, `payments/{uuid}`, `users/{uuid}/sites/{uuid}`.
+
+    Names arrive validated against the contract's pattern, so a ValueError here is our mistake.
+    """
+    return UUID(name.rpartition("/")[2])
+
+
+def owner_id(name: str) -> UUID:
+    """The user id in a name that starts with `users/{uuid}`."""
+    return UUID(name.split("/", 2)[1])

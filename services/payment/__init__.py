@@ -1,0 +1,1 @@
+"""The payment service: the ledger, and everything that moves money."""

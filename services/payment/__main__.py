@@ -1,0 +1,5 @@
+"""`python -m services.payment`."""
+
+from services.payment.server import main
+
+main()

@@ -1,0 +1,1 @@
+"""The rules of money: values in, values out."""

@@ -1,0 +1,488 @@
+"""Everything that moves money, as commands decided one after the other on a group's book.
+
+A command names what must be locked before it is decided. `decide` is a pure step on the book: it checks everything,
+then changes it, and answers; or raises a Refusal and leaves the book as it was. Ids and the time come from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from services import names
+from services.money import Money
+from services.payment.domain import refusals
+from services.payment.domain.book import (
+    Book,
+    FundsMoved,
+    Moved,
+    Outcome,
+    PaymentAssessed,
+    Refunded,
+    Request,
+    Task,
+    WalletChanged,
+)
+from services.payment.domain.ledger import (
+    BALANCE_MINOR_UNITS_MAX,
+    FUNDING_ID,
+    PAYOUT_ID,
+    Account,
+    Bucket,
+    Purpose,
+    Transfer,
+    Wallet,
+    WalletKey,
+    system_wallet,
+)
+from services.payment.domain.payment import (
+    UNASSESSED,
+    Decision,
+    FailureReason,
+    Payment,
+    Position,
+    Risk,
+    State,
+)
+
+# Who did what nobody asked for.
+PLATFORM = "services/payment"
+
+
+class Command(Protocol):
+    """One thing to do to the ledger."""
+
+    @property
+    def request(self) -> Request | None:
+        """What makes it happen once; None where its effect says so itself."""
+
+    def wallets(self) -> Sequence[WalletKey]:
+        """The wallets to lock."""
+
+    def payments(self) -> Sequence[UUID]:
+        """The payments to read once the wallets are locked: a payer's wallet guards the payer's payments."""
+
+    def decide(self, book: Book, now: datetime) -> Outcome:
+        """Do it.
+
+        Raises:
+            Refusal: as the contract says of the RPC behind it.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class CreatePayment:
+    """Pay a vendor online; or, not waiting, only put the payment on record.
+
+    `risk` is what the fraud check said. Source of the order of checks: design, section 4.
+    """
+
+    request: Request
+    payment_id: UUID
+    transfer_id: UUID
+    payer: WalletKey
+    vendor_id: UUID
+    site_id: UUID | None
+    amount: int
+    position: Position | None
+    reference: str
+    wait: bool
+    risk: Risk = UNASSESSED
+
+    @property
+    def vendor(self) -> WalletKey:
+        """The wallet to pay."""
+        return WalletKey(self.vendor_id, self.payer.currency_code)
+
+    def wallets(self) -> Sequence[WalletKey]:
+        """Both sides."""
+        return (self.payer, self.vendor)
+
+    def payments(self) -> Sequence[UUID]:
+        """None: a replay's is read with the request."""
+        return ()
+
+    def decide(self, book: Book, now: datetime) -> Outcome:
+        """Settle, hold, fail, or put on record.
+
+        Raises:
+            Refusal: request_id_reused, payer_not_active, vendor_not_found, vendor_not_active, balance_over_limit.
+        """
+        earlier = book.answered(self.request)
+        if earlier is not None:
+            assert isinstance(earlier.outcome, Payment)
+            return book.payments[earlier.outcome.payment_id]
+        wallets = book.ledger.wallets
+        payer, vendor = wallets.get(self.payer), wallets.get(self.vendor)
+        if payer is None or not payer.active:
+            raise refusals.payer_not_active(names.user_name(self.payer.owner_id))
+        if vendor is None or not vendor.is_vendor:
+            raise refusals.vendor_not_found(names.user_name(self.vendor_id))
+        if not vendor.active:
+            raise refusals.vendor_not_active(names.user_name(self.vendor_id))
+        if book.ledger.room(Account(self.vendor, Bucket.ONLINE)) < self.amount:
+            raise refusals.balance_over_limit(_balance_max(self.payer))
+        actor = names.user_name(self.payer.owner_id)
+        payment = Payment(
+            payment_id=self.payment_id,
+            payer=self.payer,
+            vendor_id=self.vendor_id,
+            site_id=self.site_id,
+            amount=self.amount,
+            refunded=0,
+            state=State.PENDING,
+            failure_reason=FailureReason.NONE,
+            risk=UNASSESSED,
+            position=self.position,
+            reference=self.reference,
+            request_id=UUID(self.request.request_id),
+            create_time=now,
+            update_time=now,
+        )
+        book.record(payment, actor)
+        if self.wait:
+            payment = _settle(book, payment, self.risk, self.transfer_id, now=now)
+        else:
+            book.new_tasks.append((self.payment_id, Task.SETTLE))
+        book.answer(self.request, payment)
+        return payment
+
+
+@dataclass(frozen=True, slots=True)
+class SettlePending:
+    """Settle a payment that was put on record before. Settling it twice changes nothing."""
+
+    payment_id: UUID
+    transfer_id: UUID
+    payer: WalletKey
+    vendor: WalletKey
+    risk: Risk = UNASSESSED
+    request: None = None
+
+    def wallets(self) -> Sequence[WalletKey]:
+        """Both sides."""
+        return (self.payer, self.vendor)
+
+    def payments(self) -> Sequence[UUID]:
+        """The payment."""
+        return (self.payment_id,)
+
+    def decide(self, book: Book, now: datetime) -> Outcome:
+        """Settle, hold or fail."""
+        payment = book.payments[self.payment_id]
+        book.done_tasks.append((self.payment_id, Task.SETTLE))
+        if payment.state is not State.PENDING:
+            return payment
+        return _settle(book, payment, self.risk, self.transfer_id, now=now)
+
+
+def _settle(
+    book: Book, payment: Payment, risk: Risk, transfer_id: UUID, *, now: datetime
+) -> Payment:
+    wallets = book.ledger.wallets
+    processing = book.move(payment, State.PROCESSING, actor=PLATFORM, now=now, risk=risk)
+
+    def fail(reason: FailureReason) -> Payment:
+        return book.move(processing, State.FAILED, actor=PLATFORM, now=now, failure_reason=reason)
+
+    if not wallets[payment.payer].active:
+        return fail(FailureReason.PAYER_NOT_ACTIVE)
+    if not wallets[payment.vendor].active:
+        return fail(FailureReason.VENDOR_NOT_ACTIVE)
+    if risk.decision is Decision.DECLINE:
+        return fail(FailureReason.RISK_DECLINED)
+    if wallets[payment.payer].balance(Bucket.ONLINE) < payment.amount:
+        return fail(FailureReason.INSUFFICIENT_FUNDS)
+    degraded = risk.decision is Decision.DEGRADED
+    hold = risk.decision is not Decision.ALLOW and not (
+        degraded and payment.amount <= book.policy.degraded_floor
+    )
+    if degraded and not hold:
+        book.new_tasks.append((payment.payment_id, Task.ASSESS))
+    transfer = Transfer(
+        transfer_id=transfer_id,
+        debit=Account(payment.payer, Bucket.ONLINE),
+        credit=Account(payment.payer, Bucket.HELD)
+        if hold
+        else Account(payment.vendor, Bucket.ONLINE),
+        amount=payment.amount,
+        purpose=Purpose.HOLD if hold else Purpose.PAYMENT,
+        payment_id=payment.payment_id,
+        reference=payment.reference,
+        create_time=now,
+    )
+    state = State.FLAGGED if hold else State.SUCCESS
+    return book.move(processing, state, actor=PLATFORM, now=now, transfer=transfer)
+
+
+@dataclass(frozen=True, slots=True)
+class ResolveHold:
+    """End the review of a flagged payment, exactly once."""
+
+    request: Request
+    payment_id: UUID
+    transfer_id: UUID
+    payer: WalletKey
+    vendor: WalletKey
+    approve: bool
+    actor: str
+    reason: str
+
+    def wallets(self) -> Sequence[WalletKey]:
+        """Both sides."""
+        return (self.payer, self.vendor)
+
+    def payments(self) -> Sequence[UUID]:
+        """The payment."""
+        return (self.payment_id,)
+
+    def decide(self, book: Book, now: datetime) -> Outcome:
+        """Pay the vendor, or give the money back.
+
+        Raises:
+            Refusal: request_id_reused, payment_not_flagged, balance_over_limit.
+        """
+        earlier = book.answered(self.request)
+        payment = book.payments[self.payment_id]
+        if earlier is not None:
+            return payment
+        if payment.state is not State.FLAGGED:
+            raise refusals.payment_not_flagged(payment.state.name)
+        vendor = Account(payment.vendor, Bucket.ONLINE)
+        if self.approve and book.ledger.room(vendor) < payment.amount:
+            raise refusals.balance_over_limit(_balance_max(payment.payer))
+        transfer = Transfer(
+            transfer_id=self.transfer_id,
+            debit=Account(payment.payer, Bucket.HELD),
+            credit=vendor if self.approve else Account(payment.payer, Bucket.ONLINE),
+            amount=payment.amount,
+            purpose=Purpose.HOLD_CAPTURE if self.approve else Purpose.HOLD_RELEASE,
+            payment_id=payment.payment_id,
+            reference=payment.reference,
+            create_time=now,
+        )
+        payment = book.move(
+            payment,
+            State.SUCCESS if self.approve else State.FAILED,
+            actor=self.actor,
+            now=now,
+            transfer=transfer,
+            failure_reason=FailureReason.NONE if self.approve else FailureReason.REVIEW_REJECTED,
+            review_reason=self.reason,
+        )
+        book.answer(self.request, payment)
+        return payment
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Give all or part of a settled payment back."""
+
+    request: Request
+    payment_id: UUID
+    transfer_id: UUID
+    payer: WalletKey
+    vendor: WalletKey
+    amount: Money
+    actor: str
+    reason: str
+
+    def wallets(self) -> Sequence[WalletKey]:
+        """Both sides."""
+        return (self.payer, self.vendor)
+
+    def payments(self) -> Sequence[UUID]:
+        """The payment."""
+        return (self.payment_id,)
+
+    def decide(self, book: Book, now: datetime) -> Outcome:
+        """Move the money back.
+
+        Raises:
+            Refusal: request_id_reused, currency_mismatch, payment_not_settled, refund_exceeds_payment,
+                vendor_funds_insufficient, balance_over_limit.
+
+        Source: how card schemes refund: a new credit up to what was captured, never an edit of the sale.
+        """
+        earlier = book.answered(self.request)
+        if earlier is not None:
+            return earlier.outcome
+        payment = book.payments[self.payment_id]
+        currency_code = payment.payer.currency_code
+        if self.amount.currency_code != currency_code:
+            raise refusals.currency_mismatch(self.amount.currency_code, currency_code)
+        if payment.state is not State.SUCCESS:
+            raise refusals.payment_not_settled(payment.state.name)
+        if self.amount.minor_units > payment.amount - payment.refunded:
+            raise refusals.refund_exceeds_payment(self.amount, payment.amount - payment.refunded)
+        if book.ledger.wallets[payment.vendor].balance(Bucket.ONLINE) < self.amount.minor_units:
+            raise refusals.vendor_funds_insufficient(self.amount)
+        payer = Account(payment.payer, Bucket.ONLINE)
+        if book.ledger.room(payer) < self.amount.minor_units:
+            raise refusals.balance_over_limit(_balance_max(payment.payer))
+        transfer = Transfer(
+            transfer_id=self.transfer_id,
+            debit=Account(payment.vendor, Bucket.ONLINE),
+            credit=payer,
+            amount=self.amount.minor_units,
+            purpose=Purpose.REFUND,
+            payment_id=payment.payment_id,
+            reference=self.reason,
+            create_time=now,
+        )
+        outcome = Refunded(book.refund(payment, transfer, actor=self.actor), transfer)
+        book.answer(self.request, outcome)
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class MoveFunds:
+    """A top-up, a payout, or a move between the balances of one wallet."""
+
+    request: Request
+    transfer_id: UUID
+    wallet: WalletKey
+    purpose: Purpose
+    source: Bucket | None
+    target: Bucket | None
+    amount: Money
+    reference: str
+    actor: str
+
+    def wallets(self) -> Sequence[WalletKey]:
+        """The wallet, and the system's where money enters or leaves."""
+        return tuple({self._debit.wallet: None, self._credit.wallet: None})
+
+    def payments(self) -> Sequence[UUID]:
+        """None."""
+        return ()
+
+    @property
+    def _debit(self) -> Account:
+        if self.source is None:
+            return Account(WalletKey(FUNDING_ID, self.wallet.currency_code), Bucket.ONLINE)
+        return Account(self.wallet, self.source)
+
+    @property
+    def _credit(self) -> Account:
+        if self.target is None:
+            return Account(WalletKey(PAYOUT_ID, self.wallet.currency_code), Bucket.ONLINE)
+        return Account(self.wallet, self.target)
+
+    def decide(self, book: Book, now: datetime) -> Outcome:
+        """Move the money.
+
+        Raises:
+            Refusal: request_id_reused, wallet_not_found, wallet_not_active, insufficient_funds,
+                offline_cap_exceeded, balance_over_limit.
+        """
+        earlier = book.answered(self.request)
+        if earlier is not None:
+            return earlier.outcome
+        wallets = book.ledger.wallets
+        wallet = wallets.get(self.wallet)
+        if wallet is None:
+            raise refusals.wallet_not_found(names.wallet_name(*self.wallet))
+        if not wallet.active:
+            raise refusals.wallet_not_active(names.wallet_name(*self.wallet))
+        amount = self.amount.minor_units
+        if self.source is not None and wallet.balance(self.source) < amount:
+            raise refusals.insufficient_funds(self.amount, wallet.balance(self.source))
+        if self.target is Bucket.OFFLINE:
+            beyond = wallet.balance(Bucket.OFFLINE) + wallet.balance(Bucket.RESERVED) + amount
+            if beyond > book.policy.offline_cap:
+                cap = Money(book.policy.offline_cap, self.wallet.currency_code)
+                raise refusals.offline_cap_exceeded(cap)
+        if self.target is not None and book.ledger.room(self._credit) < amount:
+            raise refusals.balance_over_limit(_balance_max(self.wallet))
+        for account in (self._debit, self._credit):
+            if account.wallet not in wallets:
+                key = account.wallet
+                wallets[key] = system_wallet(key.owner_id, key.currency_code, now=now)
+                book.new_wallets.add(key)
+        transfer = Transfer(
+            transfer_id=self.transfer_id,
+            debit=self._debit,
+            credit=self._credit,
+            amount=amount,
+            purpose=self.purpose,
+            payment_id=None,
+            reference=self.reference,
+            create_time=now,
+        )
+        book.ledger.post(transfer)
+        book.facts.append(FundsMoved(self.wallet, transfer, self.actor))
+        outcome = Moved(replace(wallet, balances=list(wallet.balances)), transfer)
+        book.answer(self.request, outcome)
+        return outcome
+
+
+@dataclass(frozen=True, slots=True)
+class SetOwner:
+    """Take over what the user service says of a wallet's owner. What is older than what is known changes nothing."""
+
+    owner_id: UUID
+    active: bool
+    is_vendor: bool
+    version: int
+    currencies: frozenset[str]
+    request: None = None
+
+    def wallets(self) -> Sequence[WalletKey]:
+        """The owner's wallets, one a currency."""
+        return [WalletKey(self.owner_id, code) for code in sorted(self.currencies)]
+
+    def payments(self) -> Sequence[UUID]:
+        """None."""
+        return ()
+
+    def decide(self, book: Book, now: datetime) -> Outcome:
+        """Open wallets that are missing, and let the owner move money or not."""
+        for key in self.wallets():
+            wallet = book.ledger.wallets.get(key)
+            if wallet is None:
+                wallet = Wallet(key, [0, 0, 0, 0], self.active, self.is_vendor, self.version, now)
+                book.ledger.wallets[key] = wallet
+                book.new_wallets.add(key)
+            elif wallet.owner_version >= self.version:
+                continue
+            else:
+                wallet.active = self.active
+                wallet.is_vendor = self.is_vendor
+                wallet.owner_version = self.version
+                wallet.update_time = now
+            book.ledger.changed.add(key)
+            book.facts.append(WalletChanged(key, self.active, now))
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAssessment:
+    """Record the check that a payment settled in degraded mode has had since."""
+
+    payment_id: UUID
+    payer: WalletKey
+    risk: Risk
+    request: None = None
+
+    def wallets(self) -> Sequence[WalletKey]:
+        """The payer's, which guards the payment."""
+        return (self.payer,)
+
+    def payments(self) -> Sequence[UUID]:
+        """The payment."""
+        return (self.payment_id,)
+
+    def decide(self, book: Book, now: datetime) -> Outcome:
+        """Keep the assessment; what the payment was settled by stays on it."""
+        payment = book.payments[self.payment_id]
+        book.done_tasks.append((self.payment_id, Task.ASSESS))
+        book.facts.append(PaymentAssessed(payment, self.risk))
+        return payment
+
+
+def _balance_max(wallet: WalletKey) -> Money:
+    return Money(BALANCE_MINOR_UNITS_MAX, wallet.currency_code)

@@ -1,0 +1,98 @@
+"""What is left to do for payments that were answered before they were settled or assessed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from services import sql
+from services.payment import store, wire
+from services.payment.clients import Fraud
+from services.payment.domain.book import Task
+from services.payment.domain.commands import RecordAssessment, SettlePending
+from services.payment.domain.payment import Payment
+from services.payment.group import Group
+from services.refusal import Refusal
+
+log = logging.getLogger(__name__)
+
+_TURN_SECONDS = 1.0
+# A task younger than this is in the hands of the process that made it.
+_LEFT_BEHIND = timedelta(seconds=5)
+_PAYMENTS_PER_TURN = 256
+
+
+class FollowUp:
+    """Settles PENDING payments and has degraded ones assessed, also those another process left behind."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        group: Group,
+        fraud: Fraud,
+        *,
+        now: Callable[[], datetime],
+        new_id: Callable[[], UUID],
+    ) -> None:
+        self._engine = engine
+        self._group = group
+        self._fraud = fraud
+        self._now = now
+        self._new_id = new_id
+        self._settling: set[asyncio.Task[None]] = set()
+
+    def settle_soon(self, payment: Payment) -> None:
+        """Settle a payment that has just been put on record."""
+        task = asyncio.create_task(self._settle(payment))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def run(self) -> None:
+        """Look for what was left behind, until cancelled."""
+        while True:
+            try:
+                await self._turn()
+            except Exception as error:
+                if not (sql.is_lost(error) or sql.is_conflict(error) or isinstance(error, Refusal)):
+                    raise
+                log.warning("follow-up waits", extra={"cause": repr(error)[:300]})
+            await asyncio.sleep(_TURN_SECONDS)
+
+    async def _turn(self) -> None:
+        now = self._now()
+        async with self._engine.begin() as connection:
+            left = await store.due_tasks(
+                connection, Task.SETTLE, before=now - _LEFT_BEHIND, limit=_PAYMENTS_PER_TURN
+            )
+            unassessed = await store.due_tasks(
+                connection, Task.ASSESS, before=now, limit=_PAYMENTS_PER_TURN
+            )
+        await asyncio.gather(*(self._settle(payment) for payment in left))
+        if unassessed:
+            await self._assess(unassessed)
+
+    async def _settle(self, payment: Payment) -> None:
+        command = SettlePending(
+            payment_id=payment.payment_id,
+            transfer_id=self._new_id(),
+            payer=payment.payer,
+            vendor=payment.vendor,
+        )
+        try:
+            await self._group.submit(command, wire.facts(payment))
+        except Exception as error:
+            if not (sql.is_lost(error) or sql.is_conflict(error) or isinstance(error, Refusal)):
+                raise
+            # It stays PENDING and on the list; the next turn finds it.
+            log.warning("payment waits", extra={"cause": repr(error)[:300]})
+
+    async def _assess(self, payments: list[Payment]) -> None:
+        assessments = await self._fraud.assess([wire.facts(payment) for payment in payments])
+        for payment, assessment in zip(payments, assessments or [], strict=False):
+            command = RecordAssessment(payment.payment_id, payment.payer, wire.risk(assessment))
+            await self._group.submit(command)

@@ -1,0 +1,204 @@
+"""Group commit: while one group of commands commits, the next one forms and is assessed.
+
+A commit costs the same for one payment as for a hundred, so there is no timer: a group is whatever has come while the
+one before it was busy, up to a bound. Source: design, section 4; DeWitt et al., "Implementation techniques for main
+memory database systems", 1984 (group commit).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from opentelemetry import metrics
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services import event_log, sql, telemetry
+from services.payment import events, store, wire
+from services.payment.domain.book import Outcome, Policy
+from services.payment.domain.commands import Command, CreatePayment, SettlePending
+from services.payment.domain.payment import Decision, Risk
+from services.refusal import Refusal
+from services.rpc import refusals
+from tallystick.fraud.v1 import fraud_service_pb2
+
+log = logging.getLogger(__name__)
+
+# The fraud service's word when it does not answer.
+DEGRADED = Risk(Decision.DEGRADED, 0, ("FRAUD_UNAVAILABLE",))
+_OVERLOAD_RETRY = timedelta(seconds=1)
+
+Assess = Callable[
+    [Sequence[fraud_service_pb2.PaymentFacts]],
+    Awaitable[Sequence[fraud_service_pb2.Assessment] | None],
+]
+
+
+@dataclass(slots=True)
+class Member:
+    """A command on its way through a group.
+
+    Attributes:
+        command: What to do.
+        facts: What to ask the fraud service first; None for what needs no assessment.
+        done: Resolves to the outcome, or to a Refusal.
+        trace_id: The trace it belongs to.
+    """
+
+    command: Command
+    facts: fraud_service_pb2.PaymentFacts | None
+    done: asyncio.Future[Outcome]
+    trace_id: str
+
+
+class Group:
+    """The one way commands reach the ledger.
+
+    Args:
+        engine: The ledger's database.
+        policy: Limits, for the commands.
+        assess: Asks the fraud service; None when it does not answer.
+        committed: Called after every commit that changed something.
+        now: The clock.
+        new_id: Ids of events.
+        size_max: Commands in one transaction.
+        queue_max: Commands that may wait.
+    """
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        policy: Policy,
+        *,
+        assess: Assess,
+        committed: Callable[[], None],
+        now: Callable[[], datetime],
+        new_id: Callable[[], UUID],
+        size_max: int,
+        queue_max: int,
+    ) -> None:
+        self._engine = engine
+        self._policy = policy
+        self._ask_fraud = assess
+        self._committed = committed
+        self._now = now
+        self._new_id = new_id
+        self._size_max = size_max
+        self._queue_max = queue_max
+        self._queue: deque[Member] = deque()
+        self._filled = asyncio.Event()
+        self._sizes = metrics.get_meter("tallystick.payment").create_histogram(
+            "tallystick.payment.group_size", "{command}", "Commands in one transaction"
+        )
+
+    async def submit(
+        self, command: Command, facts: fraud_service_pb2.PaymentFacts | None = None
+    ) -> Outcome:
+        """Carry out a command; answers when it is committed.
+
+        A caller that goes away does not stop it.
+
+        Raises:
+            Refusal: what the command raises, or overloaded.
+        """
+        if len(self._queue) >= self._queue_max:
+            raise refusals.overloaded(_OVERLOAD_RETRY)
+        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self._queue.append(Member(command, facts, done, telemetry.trace_id()))
+        self._filled.set()
+        return await done
+
+    async def run(self) -> None:
+        """Form groups until cancelled; what is queued then is still carried out."""
+        committing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                if not self._queue:
+                    self._filled.clear()
+                    await self._filled.wait()
+                members = self._take()
+                await self._assess(members)
+                if committing is not None:
+                    await committing
+                committing = asyncio.create_task(self._commit(members))
+        finally:
+            if committing is not None:
+                await committing
+            while self._queue:
+                members = self._take()
+                await self._assess(members)
+                await self._commit(members)
+
+    def _take(self) -> list[Member]:
+        size = min(len(self._queue), self._size_max)
+        return [self._queue.popleft() for _ in range(size)]
+
+    async def _assess(self, members: list[Member]) -> None:
+        asked = [member for member in members if member.facts is not None]
+        if not asked:
+            return
+        answers = await self._ask_fraud([member.facts for member in asked if member.facts])
+        risks = [DEGRADED] * len(asked) if answers is None else map(wire.risk, answers)
+        for member, risk in zip(asked, risks, strict=True):
+            assert isinstance(member.command, CreatePayment | SettlePending)
+            member.command = replace(member.command, risk=risk)
+
+    async def _commit(self, members: list[Member]) -> None:
+        self._sizes.record(len(members))
+        try:
+            outcomes = await sql.transact(
+                self._engine, lambda connection: self._decide(connection, members)
+            )
+        except Exception as error:
+            if len(members) > 1 and not (sql.is_lost(error) or sql.is_conflict(error)):
+                # Something in one of them breaks the statement: alone, it breaks only its own.
+                log.exception("group failed, members go alone", extra={"size": len(members)})
+                for member in members:
+                    await self._commit([member])
+                return
+            for member in members:
+                _resolve(member, error)
+            return
+        self._committed()
+        for member, outcome in zip(members, outcomes, strict=True):
+            _resolve(member, outcome)
+
+    async def _decide(
+        self, connection: AsyncConnection, members: list[Member]
+    ) -> list[Outcome | Refusal]:
+        commands = [member.command for member in members]
+        book = await store.open_book(
+            connection,
+            self._policy,
+            keys={key for command in commands for key in command.wallets()},
+            payment_ids={found for command in commands for found in command.payments()},
+            request_keys={command.request.key for command in commands if command.request},
+        )
+        now = self._now()
+        outcomes: list[Outcome | Refusal] = []
+        traces: list[str] = []
+        for member in members:
+            try:
+                outcomes.append(member.command.decide(book, now))
+            except Refusal as refusal:
+                outcomes.append(refusal)
+            traces += [member.trace_id] * (len(book.facts) - len(traces))
+        await store.save(connection, book, now=now)
+        recorded = events.events(zip(book.facts, traces, strict=True), new_id=self._new_id)
+        await event_log.append(connection, store.event_log, recorded)
+        return outcomes
+
+
+def _resolve(member: Member, outcome: Outcome | BaseException) -> None:
+    # The caller may be gone: its future is cancelled then, and the outcome is found by request_id.
+    with contextlib.suppress(asyncio.InvalidStateError):
+        if isinstance(outcome, BaseException):
+            member.done.set_exception(outcome)
+        else:
+            member.done.set_result(outcome)

@@ -1,0 +1,1 @@
+"""RPCs: request to command to reply."""

@@ -1,0 +1,92 @@
+"""Keeps wallets in step with what the user service says of their owners."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from services.payment import events
+from services.payment.clients import Parties
+from services.payment.domain.book import Outcome
+from services.payment.domain.commands import Command
+from services.payment.group import Group
+from services.refusal import Refusal
+from tallystick.event.v1 import event_pb2
+from tallystick.fraud.v1 import fraud_service_pb2
+
+# Refusals that rest on what is known of an owner.
+_ABOUT_OWNERS = frozenset(
+    {
+        "PAYER_NOT_ACTIVE",
+        "VENDOR_NOT_FOUND",
+        "VENDOR_NOT_ACTIVE",
+        "WALLET_NOT_FOUND",
+        "WALLET_NOT_ACTIVE",
+    }
+)
+# An account is asked about at most this often, so that refusals cannot be made to load the user service.
+_ASK_AGAIN = timedelta(seconds=1)
+_REMEMBERED_MAX = 10_000
+
+
+class Owners:
+    """Applies the user service's events; asks it directly before a refusal that rests on what it says.
+
+    Without the second part, who pays in the instant after an approval could be refused for not being approved.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        parties: Parties,
+        currencies: frozenset[str],
+        *,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._group = group
+        self._parties = parties
+        self._currencies = currencies
+        self._now = now
+        self._asked: OrderedDict[UUID, datetime] = OrderedDict()
+
+    async def apply(self, event: event_pb2.Event) -> None:
+        """Take over a change of an account. Others, and older ones than known, change nothing."""
+        if event.WhichOneof("fact") == "user_changed":
+            await self._group.submit(events.set_owner(event.user_changed.user, self._currencies))
+
+    async def submit(
+        self,
+        command: Command,
+        owner_ids: Iterable[UUID],
+        facts: fraud_service_pb2.PaymentFacts | None = None,
+    ) -> Outcome:
+        """Carry out a command; before refusing it for what is known of an owner, make sure that is the latest.
+
+        Raises:
+            Refusal: what the command raises.
+        """
+        try:
+            return await self._group.submit(command, facts)
+        except Refusal as refusal:
+            if refusal.reason not in _ABOUT_OWNERS or not await self._refresh(owner_ids):
+                raise
+        return await self._group.submit(command, facts)
+
+    async def _refresh(self, owner_ids: Iterable[UUID]) -> bool:
+        now = self._now()
+        due = [
+            owner_id
+            for owner_id in owner_ids
+            if now - self._asked.get(owner_id, now - _ASK_AGAIN) >= _ASK_AGAIN
+        ]
+        for owner_id in due:
+            self._asked[owner_id] = now
+            self._asked.move_to_end(owner_id)
+        while len(self._asked) > _REMEMBERED_MAX:
+            self._asked.popitem(last=False)
+        parties = await self._parties.get(due) if due else []
+        for party in parties:
+            await self._group.submit(events.set_owner(party.user, self._currencies))
+        return bool(parties)

@@ -1,0 +1,499 @@
+"""The ledger's tables: rows in, domain values out. Decides nothing."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services import event_log as event_logs
+from services import sql
+from services.payment.domain.book import Answered, Book, Moved, Outcome, Policy, Refunded, Task
+from services.payment.domain.ledger import (
+    SYSTEM_NAMES,
+    Account,
+    Bucket,
+    Ledger,
+    Purpose,
+    Transfer,
+    Wallet,
+    WalletKey,
+)
+from services.payment.domain.payment import (
+    Decision,
+    FailureReason,
+    Payment,
+    Position,
+    Risk,
+    State,
+)
+
+metadata = sa.MetaData()
+
+# A wallet's id is its owner's 16 bytes and the currency's three letters: one column to look up and to lock by, and
+# every hot table can be partitioned by the user it leads with.
+_WALLET_ID = sql.binary(19)
+
+wallets = sa.Table(
+    "wallets",
+    metadata,
+    sa.Column("wallet_id", _WALLET_ID, primary_key=True),
+    sa.Column("online", sa.BigInteger, nullable=False),
+    sa.Column("offline", sa.BigInteger, nullable=False),
+    sa.Column("reserved", sa.BigInteger, nullable=False),
+    sa.Column("held", sa.BigInteger, nullable=False),
+    sa.Column("is_system", sa.SmallInteger, nullable=False),
+    sa.Column("active", sa.SmallInteger, nullable=False),
+    sa.Column("is_vendor", sa.SmallInteger, nullable=False),
+    sa.Column("owner_version", sa.BigInteger, nullable=False),
+    sa.Column("update_time", sql.Instant, nullable=False),
+    sa.CheckConstraint(
+        "is_system = 1 OR (online >= 0 AND offline >= 0 AND reserved >= 0 AND held >= 0)",
+        name="wallets_not_below_zero",
+    ),
+)
+
+payments = sa.Table(
+    "payments",
+    metadata,
+    sa.Column("payment_id", sql.Id, primary_key=True),
+    sa.Column("payer_wallet", _WALLET_ID, nullable=False),
+    sa.Column("vendor_wallet", _WALLET_ID, nullable=False),
+    sa.Column("site_id", sql.Id),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("refunded", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("failure_reason", sa.SmallInteger, nullable=False),
+    sa.Column("risk_decision", sa.SmallInteger, nullable=False),
+    sa.Column("risk_score", sa.SmallInteger, nullable=False),
+    sa.Column("risk_reasons", sa.String(500), nullable=False),
+    sa.Column("latitude", sa.Double),
+    sa.Column("longitude", sa.Double),
+    sa.Column("accuracy_meters", sa.Double),
+    sa.Column("mocked", sa.SmallInteger),
+    sa.Column("reference", sa.String(140), nullable=False),
+    sa.Column("request_id", sql.Id, nullable=False),
+    sa.Column("create_time", sql.Instant, nullable=False),
+    sa.Column("update_time", sql.Instant, nullable=False),
+    sa.CheckConstraint("amount > 0", name="payments_amount_above_zero"),
+    sa.CheckConstraint("refunded BETWEEN 0 AND amount", name="payments_refunded_in_amount"),
+    sa.Index("payments_by_payer", "payer_wallet", "payment_id"),
+    sa.Index("payments_by_vendor", "vendor_wallet", "payment_id"),
+)
+
+transfers = sa.Table(
+    "transfers",
+    metadata,
+    sa.Column("transfer_id", sql.Id, primary_key=True),
+    sa.Column("debit_wallet", _WALLET_ID, nullable=False),
+    sa.Column("debit_bucket", sa.SmallInteger, nullable=False),
+    sa.Column("credit_wallet", _WALLET_ID, nullable=False),
+    sa.Column("credit_bucket", sa.SmallInteger, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("purpose", sa.SmallInteger, nullable=False),
+    sa.Column("payment_id", sql.Id),
+    sa.Column("reference", sa.String(140), nullable=False),
+    sa.Column("create_time", sql.Instant, nullable=False),
+    sa.CheckConstraint("amount > 0", name="transfers_amount_above_zero"),
+    sa.Index("transfers_by_debit", "debit_wallet", "transfer_id"),
+    sa.Index("transfers_by_credit", "credit_wallet", "transfer_id"),
+)
+
+requests = sa.Table(
+    "requests",
+    metadata,
+    # The caller's 16 bytes and the request's.
+    sa.Column("request_key", sql.binary(32), primary_key=True),
+    sa.Column("body_hash", sql.binary(32), nullable=False),
+    sa.Column("payment_id", sql.Id),
+    sa.Column("transfer_id", sql.Id),
+    # What the answer said that has changed since: `_MOVED` or `_REFUNDED`.
+    sa.Column("snapshot", sa.LargeBinary(64)),
+)
+
+payment_tasks = sa.Table(
+    "payment_tasks",
+    metadata,
+    sa.Column("task", sa.SmallInteger, primary_key=True),
+    sa.Column("payment_id", sql.Id, primary_key=True),
+    sa.Column("create_time", sql.Instant, nullable=False),
+)
+
+event_log = event_logs.table(metadata)
+
+# What a payment's moves and refunds change of it.
+_PAYMENT_CHANGES = (
+    "state",
+    "failure_reason",
+    "refunded",
+    "risk_decision",
+    "risk_score",
+    "risk_reasons",
+    "update_time",
+)
+# online, offline, reserved, held, update time in microseconds.
+_MOVED = struct.Struct(">5q")
+# What had been refunded once this refund was done, update time in microseconds.
+_REFUNDED = struct.Struct(">2q")
+
+
+def wallet_id(key: WalletKey) -> bytes:
+    """The 19 bytes a wallet is stored under."""
+    return key.owner_id.bytes + key.currency_code.encode()
+
+
+def wallet_key(stored: bytes) -> WalletKey:
+    """Whose wallet 19 bytes are."""
+    return WalletKey(UUID(bytes=bytes(stored[:16])), stored[16:].decode())
+
+
+async def open_book(
+    connection: AsyncConnection,
+    policy: Policy,
+    *,
+    keys: Iterable[WalletKey],
+    payment_ids: Collection[UUID],
+    request_keys: Collection[bytes],
+) -> Book:
+    """Lock wallets in id order, then read the requests and payments under that lock."""
+    locked = await lock_wallets(connection, keys)
+    answered, found = await _read_requests(connection, request_keys)
+    missing = set(payment_ids) - found.keys()
+    if missing:
+        found |= await read_payments(connection, missing)
+    return Book(Ledger(locked), found, answered, policy)
+
+
+async def lock_wallets(
+    connection: AsyncConnection, keys: Iterable[WalletKey]
+) -> dict[WalletKey, Wallet]:
+    """Read wallets and hold their rows until the transaction ends. In id order, so that groups cannot deadlock."""
+    query = (
+        sa.select(wallets)
+        .where(wallets.c.wallet_id.in_(sorted(wallet_id(key) for key in keys)))
+        .order_by(wallets.c.wallet_id)
+        .with_for_update()
+    )
+    found = (_wallet(row) for row in await connection.execute(query))
+    return {wallet.key: wallet for wallet in found}
+
+
+async def read_wallet(connection: AsyncConnection, key: WalletKey) -> Wallet | None:
+    """A wallet as it stands, unlocked. None if there is no such wallet."""
+    query = sa.select(wallets).where(wallets.c.wallet_id == wallet_id(key))
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else _wallet(row)
+
+
+async def read_payments(
+    connection: AsyncConnection, payment_ids: Iterable[UUID]
+) -> dict[UUID, Payment]:
+    """The payments there are of these."""
+    query = sa.select(payments).where(payments.c.payment_id.in_(list(payment_ids)))
+    return {row.payment_id: _payment(row) for row in await connection.execute(query)}
+
+
+async def find_payment_of_request(connection: AsyncConnection, request_key: bytes) -> UUID | None:
+    """The payment a request made, if it made one."""
+    query = sa.select(requests.c.payment_id).where(requests.c.request_key == request_key)
+    return (await connection.execute(query)).scalar_one_or_none()
+
+
+async def list_payments(
+    connection: AsyncConnection,
+    key: WalletKey,
+    *,
+    as_payer: bool,
+    as_vendor: bool,
+    before: UUID | None,
+    limit: int,
+) -> list[Payment]:
+    """Payments a wallet is a side of, newest first, older than `before`. Two index scans at most."""
+    columns = [payments.c.payer_wallet] * as_payer + [payments.c.vendor_wallet] * as_vendor
+    ids = await _newest(connection, payments.c.payment_id, columns, key, before=before, limit=limit)
+    found = await read_payments(connection, ids)
+    return [found[payment_id] for payment_id in ids]
+
+
+async def list_transfers(
+    connection: AsyncConnection, key: WalletKey, *, before: UUID | None, limit: int
+) -> list[Transfer]:
+    """Transfers that touched a wallet, newest first, older than `before`."""
+    columns = [transfers.c.debit_wallet, transfers.c.credit_wallet]
+    ids = await _newest(
+        connection, transfers.c.transfer_id, columns, key, before=before, limit=limit
+    )
+    found = await _read_transfers(connection, ids)
+    return [found[transfer_id] for transfer_id in ids]
+
+
+async def _newest(
+    connection: AsyncConnection,
+    id_column: sa.Column[UUID],
+    wallet_columns: Sequence[sa.Column[bytes]],
+    key: WalletKey,
+    *,
+    before: UUID | None,
+    limit: int,
+) -> list[UUID]:
+    # One scan per side, each in its index's own order and cut at the limit, then merged: an OR over two columns would
+    # read and sort everything the wallet ever did.
+    ids: set[UUID] = set()
+    for column in wallet_columns:
+        query = sa.select(id_column).where(column == wallet_id(key))
+        if before is not None:
+            query = query.where(id_column < before)
+        ids.update(
+            (await connection.execute(query.order_by(id_column.desc()).limit(limit))).scalars()
+        )
+    return sorted(ids, key=lambda found: found.bytes, reverse=True)[:limit]
+
+
+async def due_tasks(
+    connection: AsyncConnection, task: Task, *, before: datetime, limit: int
+) -> list[Payment]:
+    """Payments with something left to do since before an instant, oldest first."""
+    query = (
+        sa.select(payments)
+        .join(payment_tasks, payment_tasks.c.payment_id == payments.c.payment_id)
+        .where(payment_tasks.c.task == int(task), payment_tasks.c.create_time < before)
+        .order_by(payment_tasks.c.payment_id)
+        .limit(limit)
+    )
+    return [_payment(row) for row in await connection.execute(query)]
+
+
+async def save(connection: AsyncConnection, book: Book, *, now: datetime) -> None:
+    """Write what a book decided; its facts are the caller's to record. Nothing decided writes nothing."""
+    if book.new_requests:
+        rows = [_request_row(key, answered) for key, answered in book.new_requests.items()]
+        await connection.execute(sa.insert(requests), rows)
+    if book.new_payments:
+        rows = [_payment_row(book.payments[payment_id]) for payment_id in book.new_payments]
+        await connection.execute(sa.insert(payments), rows)
+    for payment_id in book.changed_payments:
+        await connection.execute(_payment_update(book.payments[payment_id]))
+    if book.ledger.transfers:
+        rows = [_transfer_row(transfer) for transfer in book.ledger.transfers]
+        await connection.execute(sa.insert(transfers), rows)
+    if book.new_tasks:
+        rows = [
+            {"task": int(task), "payment_id": payment_id, "create_time": now}
+            for payment_id, task in book.new_tasks
+        ]
+        await connection.execute(sa.insert(payment_tasks), rows)
+    for payment_id, task in book.done_tasks:
+        done = sa.delete(payment_tasks).where(
+            payment_tasks.c.task == int(task), payment_tasks.c.payment_id == payment_id
+        )
+        await connection.execute(done)
+    if book.new_wallets:
+        rows = [_wallet_row(book.ledger.wallets[key]) for key in sorted(book.new_wallets)]
+        await connection.execute(sa.insert(wallets), rows)
+    changed = sorted(book.ledger.changed - book.new_wallets)
+    if changed:
+        rows = [_wallet_row(book.ledger.wallets[key]) for key in changed]
+        await connection.execute(_wallet_upsert(connection.dialect.name), rows)
+
+
+def _wallet_upsert(dialect: str) -> sa.Insert:
+    # The rows exist and are locked: an upsert is how many rows get different values in one statement.
+    columns = [column.name for column in wallets.c if column.name != "wallet_id"]
+    if dialect == "sqlite":
+        lite = sqlite.insert(wallets)
+        values = {name: lite.excluded[name] for name in columns}
+        return lite.on_conflict_do_update(index_elements=["wallet_id"], set_=values)
+    statement = mysql.insert(wallets)
+    return statement.on_duplicate_key_update({name: statement.inserted[name] for name in columns})
+
+
+def _payment_update(payment: Payment) -> sa.Update:
+    row = _payment_row(payment)
+    return (
+        sa.update(payments)
+        .where(payments.c.payment_id == payment.payment_id)
+        .values({name: row[name] for name in _PAYMENT_CHANGES})
+    )
+
+
+async def _read_requests(
+    connection: AsyncConnection, keys: Collection[bytes]
+) -> tuple[dict[bytes, Answered], dict[UUID, Payment]]:
+    if not keys:
+        return {}, {}
+    query = sa.select(requests).where(requests.c.request_key.in_(list(keys)))
+    rows = (await connection.execute(query)).all()
+    if not rows:
+        return {}, {}
+    found = await read_payments(connection, {row.payment_id for row in rows if row.payment_id})
+    moved = await _read_transfers(connection, {row.transfer_id for row in rows if row.transfer_id})
+    answered = {
+        bytes(row.request_key): Answered(bytes(row.body_hash), _outcome(row, found, moved))
+        for row in rows
+    }
+    return answered, found
+
+
+async def _read_transfers(
+    connection: AsyncConnection, transfer_ids: Collection[UUID]
+) -> dict[UUID, Transfer]:
+    if not transfer_ids:
+        return {}
+    query = sa.select(transfers).where(transfers.c.transfer_id.in_(list(transfer_ids)))
+    return {row.transfer_id: _transfer(row) for row in await connection.execute(query)}
+
+
+def _outcome(row: Any, found: dict[UUID, Payment], moved: dict[UUID, Transfer]) -> Outcome:
+    if row.transfer_id is None:
+        return found[row.payment_id]
+    transfer = moved[row.transfer_id]
+    if row.payment_id is None:
+        *balances, update_micros = _MOVED.unpack(row.snapshot)
+        system = transfer.debit.wallet.owner_id in SYSTEM_NAMES
+        key = transfer.credit.wallet if system else transfer.debit.wallet
+        wallet = Wallet(
+            key,
+            list(balances),
+            active=True,
+            is_vendor=False,
+            owner_version=0,
+            update_time=sql.instant(update_micros),
+        )
+        return Moved(wallet, transfer)
+    refunded, update_micros = _REFUNDED.unpack(row.snapshot)
+    updated = sql.instant(update_micros)
+    payment = replace(found[row.payment_id], refunded=refunded, update_time=updated)
+    return Refunded(payment, transfer)
+
+
+def _request_row(key: bytes, answered: Answered) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "request_key": key,
+        "body_hash": answered.body_hash,
+        "payment_id": None,
+        "transfer_id": None,
+        "snapshot": None,
+    }
+    outcome = answered.outcome
+    if isinstance(outcome, Payment):
+        row["payment_id"] = outcome.payment_id
+    elif isinstance(outcome, Moved):
+        row["transfer_id"] = outcome.transfer.transfer_id
+        updated = sql.micros(outcome.wallet.update_time)
+        row["snapshot"] = _MOVED.pack(*outcome.wallet.balances, updated)
+    elif isinstance(outcome, Refunded):
+        row["payment_id"] = outcome.payment.payment_id
+        row["transfer_id"] = outcome.transfer.transfer_id
+        updated = sql.micros(outcome.payment.update_time)
+        row["snapshot"] = _REFUNDED.pack(outcome.payment.refunded, updated)
+    return row
+
+
+def _wallet_row(wallet: Wallet) -> dict[str, Any]:
+    online, offline, reserved, held = wallet.balances
+    return {
+        "wallet_id": wallet_id(wallet.key),
+        "online": online,
+        "offline": offline,
+        "reserved": reserved,
+        "held": held,
+        "is_system": int(wallet.key.owner_id in SYSTEM_NAMES),
+        "active": int(wallet.active),
+        "is_vendor": int(wallet.is_vendor),
+        "owner_version": wallet.owner_version,
+        "update_time": wallet.update_time,
+    }
+
+
+def _wallet(row: Any) -> Wallet:
+    return Wallet(
+        wallet_key(row.wallet_id),
+        [row.online, row.offline, row.reserved, row.held],
+        bool(row.active),
+        bool(row.is_vendor),
+        row.owner_version,
+        row.update_time,
+    )
+
+
+def _transfer_row(transfer: Transfer) -> dict[str, Any]:
+    return {
+        "transfer_id": transfer.transfer_id,
+        "debit_wallet": wallet_id(transfer.debit.wallet),
+        "debit_bucket": int(transfer.debit.bucket),
+        "credit_wallet": wallet_id(transfer.credit.wallet),
+        "credit_bucket": int(transfer.credit.bucket),
+        "amount": transfer.amount,
+        "purpose": int(transfer.purpose),
+        "payment_id": transfer.payment_id,
+        "reference": transfer.reference,
+        "create_time": transfer.create_time,
+    }
+
+
+def _transfer(row: Any) -> Transfer:
+    return Transfer(
+        row.transfer_id,
+        Account(wallet_key(row.debit_wallet), Bucket(row.debit_bucket)),
+        Account(wallet_key(row.credit_wallet), Bucket(row.credit_bucket)),
+        row.amount,
+        Purpose(row.purpose),
+        row.payment_id,
+        row.reference,
+        row.create_time,
+    )
+
+
+def _payment_row(payment: Payment) -> dict[str, Any]:
+    position = payment.position
+    return {
+        "payment_id": payment.payment_id,
+        "payer_wallet": wallet_id(payment.payer),
+        "vendor_wallet": wallet_id(payment.vendor),
+        "site_id": payment.site_id,
+        "amount": payment.amount,
+        "refunded": payment.refunded,
+        "state": int(payment.state),
+        "failure_reason": int(payment.failure_reason),
+        "risk_decision": int(payment.risk.decision),
+        "risk_score": payment.risk.score,
+        "risk_reasons": ",".join(payment.risk.reasons),
+        "latitude": None if position is None else position.latitude,
+        "longitude": None if position is None else position.longitude,
+        "accuracy_meters": None if position is None else position.accuracy_meters,
+        "mocked": None if position is None else int(position.mocked),
+        "reference": payment.reference,
+        "request_id": payment.request_id,
+        "create_time": payment.create_time,
+        "update_time": payment.update_time,
+    }
+
+
+def _payment(row: Any) -> Payment:
+    position = None
+    if row.latitude is not None:
+        position = Position(row.latitude, row.longitude, row.accuracy_meters, bool(row.mocked))
+    reasons = tuple(row.risk_reasons.split(",")) if row.risk_reasons else ()
+    return Payment(
+        payment_id=row.payment_id,
+        payer=wallet_key(row.payer_wallet),
+        vendor_id=wallet_key(row.vendor_wallet).owner_id,
+        site_id=row.site_id,
+        amount=row.amount,
+        refunded=row.refunded,
+        state=State(row.state),
+        failure_reason=FailureReason(row.failure_reason),
+        risk=Risk(Decision(row.risk_decision), row.risk_score, reasons),
+        position=position,
+        reference=row.reference,
+        request_id=row.request_id,
+        create_time=row.create_time,
+        update_time=row.update_time,
+    )

@@ -1,0 +1,1 @@
+"""How services are called: the server's edge, identity, access rules, errors, channels."""

@@ -1,0 +1,235 @@
+"""Reading the event streams of other services: live, or effectively once as a group."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError, ResponseError
+
+from services import sql
+from services.event_log import stream_name
+from services.refusal import Refusal
+from services.rpc import refusals
+from tallystick.event.v1 import event_pb2
+
+log = logging.getLogger(__name__)
+
+_BLOCK_MS = 1_000
+# What a watcher may lag behind before it is sent away, and what it reads at once to catch up.
+_WATCHER_EVENTS_MAX = 10_000
+_CATCH_UP_EVENTS = 500
+# What a member of a group took and did not finish in this time goes to another: its process is gone.
+_ABANDONED_MS = 30_000
+_CLAIM_EVERY_SECONDS = 10.0
+_CURSOR = re.compile(r"^\d{1,20}-\d{1,20}$")
+
+
+def connect(url: str) -> Redis:
+    """A Redis client that fails fast. The caller closes it."""
+    return Redis.from_url(
+        url,
+        protocol=2,
+        socket_connect_timeout=1,
+        socket_timeout=5,
+        health_check_interval=10,
+    )
+
+
+async def latest(redis: Redis, source: str) -> str:
+    """The cursor of the newest event: what comes later is behind it."""
+    entries: Any = await redis.xrevrange(stream_name(source), count=1)
+    return entries[0][0].decode() if entries else "0-0"
+
+
+async def check_cursor(redis: Redis, source: str, cursor: str) -> None:
+    """See that nothing behind a cursor has been dropped.
+
+    Raises:
+        Refusal: cursor_expired, also for what is no cursor at all.
+    """
+    if not _CURSOR.match(cursor):
+        raise refusals.cursor_expired()
+    first: Any = await redis.xrange(stream_name(source), count=1)
+    # A stream that Redis lost starts again with newer ids: whoever holds an older cursor may have missed events.
+    if cursor != "0-0" and (not first or _position(first[0][0].decode()) > _position(cursor)):
+        raise refusals.cursor_expired()
+
+
+def is_behind(cursor: str, other: str) -> bool:
+    """Whether a cursor of the same stream comes later than another."""
+    return _position(cursor) > _position(other)
+
+
+def _position(cursor: str) -> tuple[int, int]:
+    milliseconds, _, number = cursor.partition("-")
+    return int(milliseconds), int(number)
+
+
+async def follow(
+    redis: Redis, source: str, cursor: str
+) -> AsyncIterator[tuple[str, event_pb2.Event]]:
+    """Every event behind a cursor, as it comes, with its own cursor. Ends only by cancellation.
+
+    Redis may go and come back; what was published meanwhile follows.
+    """
+    key = stream_name(source)
+    while True:
+        try:
+            answer = await redis.xread({key: cursor}, count=500, block=_BLOCK_MS)
+        except RedisError as error:
+            log.warning("stream waits", extra={"source": source, "cause": repr(error)[:300]})
+            await asyncio.sleep(0.5)
+            continue
+        for position, event in _entries(answer):
+            cursor = position
+            yield position, event
+
+
+class Feed:
+    """One live reader of a stream for any number of watchers in this process."""
+
+    def __init__(self, redis: Redis, source: str) -> None:
+        self._redis = redis
+        self._source = source
+        self._watchers: set[asyncio.Queue[tuple[str, event_pb2.Event]]] = set()
+
+    async def run(self) -> None:
+        """Read until cancelled. A watcher that does not keep up is dropped; its cursor lets it resume."""
+        start = None
+        while start is None:
+            try:
+                start = await latest(self._redis, self._source)
+            except RedisError as error:
+                log.warning(
+                    "feed waits", extra={"source": self._source, "cause": repr(error)[:300]}
+                )
+                await asyncio.sleep(0.5)
+        async for item in follow(self._redis, self._source, start):
+            for queue in list(self._watchers):
+                try:
+                    queue.put_nowait(item)
+                except asyncio.QueueFull:
+                    self._watchers.discard(queue)
+
+    async def watch(
+        self, cursor: str, wanted: Callable[[event_pb2.Event], bool]
+    ) -> AsyncIterator[tuple[str, event_pb2.Event | None]]:
+        """First where the stream stands, with no event; then every wanted event, with its cursor.
+
+        Behind `cursor` when it is given, else from now on.
+
+        Raises:
+            Refusal: cursor_expired; overloaded, when the watcher did not keep up.
+        """
+        queue: asyncio.Queue[tuple[str, event_pb2.Event]] = asyncio.Queue(_WATCHER_EVENTS_MAX)
+        self._watchers.add(queue)
+        try:
+            if cursor:
+                await check_cursor(self._redis, self._source, cursor)
+            else:
+                cursor = await latest(self._redis, self._source)
+            yield cursor, None
+            while True:  # what came before this watcher was there to hear it
+                missed: Any = await self._redis.xrange(
+                    stream_name(self._source), min=f"({cursor}", count=_CATCH_UP_EVENTS
+                )
+                for position, event in _entries([[None, missed]]):
+                    cursor = position
+                    if wanted(event):
+                        yield position, event
+                if len(missed) < _CATCH_UP_EVENTS:
+                    break
+            while queue in self._watchers or not queue.empty():
+                position, event = await queue.get()
+                if _position(position) > _position(cursor):
+                    cursor = position
+                    if wanted(event):
+                        yield position, event
+            raise refusals.overloaded(timedelta(seconds=1))
+        finally:
+            self._watchers.discard(queue)
+
+
+async def consume(
+    redis: Redis,
+    source: str,
+    group: str,
+    consumer: str,
+    handle: Callable[[event_pb2.Event], Awaitable[None]],
+) -> None:
+    """Hand every event of a stream to one member of a group, until cancelled, in order per member.
+
+    An event is acknowledged after `handle` returns, so it may come again after a crash: `handle` must make a second
+    time harmless. When `handle` fails because something it needs is away, the event is tried again, not dropped.
+    What another member took and never finished is taken over, so a member's name need not outlive its process.
+    """
+    key = stream_name(source)
+    clock = asyncio.get_running_loop().time
+    claim_at = clock()
+    pending = True  # first what this consumer took before and did not finish
+    while True:
+        try:
+            if clock() >= claim_at:
+                taken = await redis.xautoclaim(
+                    key, group, consumer, _ABANDONED_MS, count=200, justid=True
+                )
+                pending = pending or bool(taken)
+                claim_at = clock() + _CLAIM_EVERY_SECONDS
+            answer = await redis.xreadgroup(
+                group,
+                consumer,
+                {key: "0" if pending else ">"},
+                count=200,
+                block=None if pending else _BLOCK_MS,
+            )
+            entries = _entries(answer)
+            if pending and not entries:
+                pending = False
+                continue
+            for _, event in entries:
+                await handle(event)
+            # One acknowledgement for all: one for each would cost more than reading the event does.
+            if entries:
+                await redis.xack(key, group, *(entry_id for entry_id, _ in entries))
+        except ResponseError as error:
+            if "NOGROUP" not in str(error):
+                raise
+            await _create_group(redis, key, group)
+            pending = True
+        except Exception as error:
+            away = isinstance(error, RedisError | Refusal)
+            if not (away or sql.is_lost(error) or sql.is_conflict(error)):
+                raise
+            log.warning(
+                "consumer waits",
+                extra={"source": source, "group": group, "cause": repr(error)[:300]},
+            )
+            pending = True
+            await asyncio.sleep(0.5)
+
+
+def _entries(answer: Any) -> list[tuple[str, event_pb2.Event]]:
+    # One stream is read at a time: [[key, [(id, fields), …]]]; fields are None for an entry trimmed meanwhile.
+    if not answer:
+        return []
+    return [
+        (
+            entry_id.decode(),
+            event_pb2.Event.FromString(fields[b"event"]) if fields else event_pb2.Event(),
+        )
+        for entry_id, fields in answer[0][1]
+    ]
+
+
+async def _create_group(redis: Redis, key: str, group: str) -> None:
+    try:
+        await redis.xgroup_create(key, group, id="0", mkstream=True)
+    except ResponseError as error:
+        if "BUSYGROUP" not in str(error):
+            raise

@@ -1,0 +1,5 @@
+"""`python -m services.user`."""
+
+from services.user.server import main
+
+main()

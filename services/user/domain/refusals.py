@@ -1,0 +1,99 @@
+"""Every way this service says no: `user.v1.ErrorReason`, one function each."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from services.refusal import Kind, Refusal
+
+
+def request_id_reused(request_id: str) -> Refusal:
+    message = (
+        f"request_id {request_id} came before with another body. Make a new id for a new request."
+    )
+    return Refusal(Kind.ALREADY_EXISTS, "REQUEST_ID_REUSED", message, requestId=request_id)
+
+
+def password_too_common() -> Refusal:
+    message = "This password is among the first that are tried. Choose a longer phrase of your own."
+    return Refusal(Kind.INVALID, "PASSWORD_TOO_COMMON", message)
+
+
+def site_required(role: str) -> Refusal:
+    message = (
+        f"A {role} registers without a site. Leave `site` out."
+        if role == "USER"
+        else f"A {role} registers with a first place of business. Fill in `site`."
+    )
+    return Refusal(Kind.INVALID, "SITE_REQUIRED", message, role=role)
+
+
+def username_taken(username: str) -> Refusal:
+    message = f"Somebody has the username {username}. Choose another."
+    return Refusal(Kind.ALREADY_EXISTS, "USERNAME_TAKEN", message, username=username)
+
+
+def user_not_found(name: str) -> Refusal:
+    message = f"There is no account {name}, or it is not yours to see."
+    return Refusal(Kind.NOT_FOUND, "USER_NOT_FOUND", message, name=name)
+
+
+def user_state_wrong(state: str, needed: str) -> Refusal:
+    message = f"The account is {state}; this needs one that is {needed}."
+    return Refusal(Kind.PRECONDITION, "USER_STATE_WRONG", message, state=state, needed=needed)
+
+
+def self_suspension() -> Refusal:
+    message = "You are signed in with this account. Ask another admin to suspend it."
+    return Refusal(Kind.PRECONDITION, "SELF_SUSPENSION", message)
+
+
+def credentials_wrong() -> Refusal:
+    message = "Username or password is wrong. Try again."
+    return Refusal(Kind.UNAUTHENTICATED, "CREDENTIALS_WRONG", message)
+
+
+def too_many_attempts(retry_after: timedelta) -> Refusal:
+    seconds = max(1, round(retry_after.total_seconds()))
+    message = f"Too many wrong passwords of late. Try again in {seconds} s."
+    return Refusal(Kind.EXHAUSTED, "TOO_MANY_ATTEMPTS", message, retry_after=retry_after)
+
+
+def user_suspended() -> Refusal:
+    message = "The account is suspended. Ask the operator."
+    return Refusal(Kind.FORBIDDEN, "USER_SUSPENDED", message)
+
+
+def user_rejected(reason: str) -> Refusal:
+    message = f"The registration was declined: {reason}"
+    return Refusal(Kind.FORBIDDEN, "USER_REJECTED", message, reason=reason)
+
+
+def refresh_token_unknown() -> Refusal:
+    message = "No session has this refresh token. Sign in."
+    return Refusal(Kind.UNAUTHENTICATED, "REFRESH_TOKEN_UNKNOWN", message)
+
+
+def refresh_token_reused() -> Refusal:
+    message = "The refresh token was used before, so the session was ended for safety. Sign in."
+    return Refusal(Kind.UNAUTHENTICATED, "REFRESH_TOKEN_REUSED", message)
+
+
+def session_ended() -> Refusal:
+    message = "The session ended. Sign in."
+    return Refusal(Kind.UNAUTHENTICATED, "SESSION_ENDED", message)
+
+
+def site_not_found(name: str) -> Refusal:
+    message = f"There is no site {name}, or it is not yours."
+    return Refusal(Kind.NOT_FOUND, "SITE_NOT_FOUND", message, name=name)
+
+
+def too_many_sites(limit: int) -> Refusal:
+    message = f"At most {limit} sites may be open. Close one."
+    return Refusal(Kind.PRECONDITION, "TOO_MANY_SITES", message, limit=str(limit))
+
+
+def too_many_sites_on_record(limit: int) -> Refusal:
+    message = f"At most {limit} sites are kept on record, closed ones too. Ask the operator."
+    return Refusal(Kind.PRECONDITION, "TOO_MANY_SITES", message, limit=str(limit))

@@ -1,0 +1,82 @@
+"""The facts this service records."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from tallystick.event.v1 import event_pb2
+
+from services import names, telemetry
+from services.user.domain.signing_key import SigningKey
+from services.user.domain.site import Site
+from services.user.domain.user import User
+from services.user.messages import site_messages, user_message
+
+SOURCE = "user"
+# The actor of what the service does by itself.
+ITSELF = "services/user"
+
+Change = event_pb2.UserChanged.Change
+
+
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """What every fact of one transaction shares.
+
+    Attributes:
+        actor: `users/{uuid}` or `services/{name}`.
+        now: When, UTC.
+    """
+
+    actor: str
+    now: datetime
+
+
+def user_changed(
+    event_id: UUID,
+    circumstances: Circumstances,
+    change: Change.ValueType,
+    user: User,
+    sites: Iterable[Site],
+) -> event_pb2.Event:
+    """An account, and all its sites, as a change left them."""
+    event = _event(event_id, circumstances, names.user_name(user.user_id))
+    event.user_changed.change = change
+    event.user_changed.user.CopyFrom(user_message(user))
+    event.user_changed.sites.extend(site_messages(sites))
+    return event
+
+
+def tokens_revoked(
+    event_id: UUID, circumstances: Circumstances, user_id: UUID
+) -> event_pb2.Event:
+    """A person's tokens issued before now are refused from now on."""
+    event = _event(event_id, circumstances, names.user_name(user_id))
+    event.tokens_revoked.token_subject = names.user_name(user_id)
+    event.tokens_revoked.revoke_time.FromDatetime(circumstances.now)
+    return event
+
+
+def signing_key_rotated(
+    event_id: UUID, circumstances: Circumstances, key: SigningKey
+) -> event_pb2.Event:
+    """A key was added to the set."""
+    event = _event(event_id, circumstances, f"signingKeys/{key.key_id}")
+    event.signing_key_rotated.key_id = key.key_id
+    event.signing_key_rotated.sign_time.FromDatetime(key.sign_time)
+    return event
+
+
+def _event(event_id: UUID, circumstances: Circumstances, subject: str) -> event_pb2.Event:
+    event = event_pb2.Event(
+        event_id=str(event_id),
+        source=SOURCE,
+        subject=subject,
+        actor=circumstances.actor,
+        trace_id=telemetry.trace_id(),
+    )
+    event.occur_time.FromDatetime(circumstances.now)
+    return event

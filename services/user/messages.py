@@ -1,0 +1,70 @@
+"""Domain values as the contract's messages, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tallystick.access.v1 import access_pb2
+from tallystick.type.v1 import position_pb2
+from tallystick.user.v1 import user_pb2
+
+from services import names
+from services.user.domain.site import Position, Site
+from services.user.domain.user import Role, State, User
+
+
+def user_message(user: User) -> user_pb2.User:
+    """An account as the contract writes it."""
+    message = user_pb2.User(
+        name=names.user_name(user.user_id),
+        username=user.username,
+        display_name=user.display_name,
+        role=access_pb2.Role.Value(f"ROLE_{user.role.value}"),
+        state=user_pb2.User.State.Value(f"STATE_{user.state.value}"),
+        state_reason=user.state_reason,
+        version=user.version,
+    )
+    message.create_time.FromDatetime(user.create_time)
+    message.update_time.FromDatetime(user.update_time)
+    return message
+
+
+def site_message(site: Site) -> user_pb2.Site:
+    """A site as the contract writes it."""
+    message = user_pb2.Site(
+        name=names.site_name(site.user_id, site.site_id),
+        display_name=site.display_name,
+        position=position_pb2.Position(
+            latitude=site.position.latitude,
+            longitude=site.position.longitude,
+            accuracy_meters=site.position.accuracy_meters,
+            mocked=site.position.mocked,
+        ),
+        open=site.is_open,
+    )
+    message.create_time.FromDatetime(site.create_time)
+    return message
+
+
+def site_messages(sites: Iterable[Site]) -> list[user_pb2.Site]:
+    """Sites as the contract writes them, in the order given."""
+    return [site_message(site) for site in sites]
+
+
+def position(message: position_pb2.Position) -> Position:
+    """A position from a validated message."""
+    return Position(
+        message.latitude, message.longitude, message.accuracy_meters, message.mocked
+    )
+
+
+def role(value: int) -> Role | None:
+    """A role accounts have; None for the others."""
+    name = access_pb2.Role.Name(value).removeprefix("ROLE_")  # type: ignore[arg-type]
+    return Role(name) if name in Role.__members__ else None
+
+
+def state(value: int) -> State | None:
+    """A state accounts are in; None for unspecified."""
+    name = user_pb2.User.State.Name(value).removeprefix("STATE_")  # type: ignore[arg-type]
+    return State(name) if name in State.__members__ else None
