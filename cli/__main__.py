@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cli.databases import OWNERS
+from cli.databases import OWNERS, PROFILES
 from cli.process import StartError
+from cli.stack.layout import Layout
 from services.environment import SettingError
 
 # Beside the checkout or wherever one works: the stack belongs to the directory it is started in.
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="`tallystick COMMAND --help` says more about each.",
         allow_abbrev=False,
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     up = _command(commands, "up", _up, "start the whole stack here; Ctrl-C stops it")
     _add_profile(up)
@@ -66,18 +67,27 @@ def _parser() -> argparse.ArgumentParser:
     serve = _command(
         commands, "serve", _serve, "run one service, with settings from the environment"
     )
-    serve.add_argument("service", metavar="SERVICE", choices=(*OWNERS, "gateway"), help="%(choices)s")
+    serve.add_argument(
+        "service", metavar="SERVICE", choices=(*OWNERS, "gateway"), help="%(choices)s"
+    )
 
     migrate = _command(
         commands, "migrate", _migrate, "bring every service's database to the current schema"
     )
     _add_profile(migrate)
     migrate.add_argument(
-        "--data-dir", type=Path, default=_DATA, metavar="DIR", help="where profile dev keeps its files"
+        "--data-dir",
+        type=Path,
+        default=_DATA,
+        metavar="DIR",
+        help="where profile dev keeps its files",
     )
 
     audit = _command(
-        commands, "audit", _audit, "check the ledger's laws on a running stack; exit 1 if one is broken"
+        commands,
+        "audit",
+        _audit,
+        "check the ledger's laws on a running stack; exit 1 if one is broken",
     )
     audit.add_argument(
         "--run-dir", type=Path, default=_RUN, metavar="DIR", help=f"the stack's (default: {_RUN})"
@@ -89,3 +99,92 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_profile(demo)
     return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    summary: str,
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_profile(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--profile",
+        choices=PROFILES,
+        default=PROFILES[0],
+        help="dev: SQLite files. mysql: the server of TALLYSTICK_MYSQL_URL, or a private MariaDB "
+        "(default: %(default)s)",
+    )
+
+
+def _add_directories(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--run-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"for certificates, logs and endpoints.json (default: {_RUN})",
+    )
+    command.add_argument(
+        "--data-dir",
+        type=Path,
+        metavar="DIR",
+        help=f"for what outlives a run (default: {_DATA}, or data inside --run-dir)",
+    )
+
+
+def _up(options: argparse.Namespace) -> int:
+    from cli.stack import up
+
+    run = options.run_dir or _RUN
+    data = options.data_dir or (_DATA if options.run_dir is None else run / "data")
+    layout = Layout(run=run.absolute(), data=data.absolute() / options.profile)
+    return up.run(layout, options.profile, options.port, options.payment_processes)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    importlib.import_module(f"services.{options.service}.server").main()
+    return 0
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from cli import migrate
+
+    return migrate.run(options.profile, options.data_dir.absolute() / options.profile)
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from cli import audit
+
+    return audit.run(options.run_dir, options.json)
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from cli.demo import run
+
+    return run.run(options.profile)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) not in range(1, 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port. Give 1 to 65535.")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of processes. Give 1 or more.")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

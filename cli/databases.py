@@ -7,10 +7,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
-
 from services.environment import PREFIX, Environment, SettingError
+
+DEV = "dev"
+MYSQL = "mysql"
+PROFILES = (DEV, MYSQL)
 
 OWNERS = ("user", "payment", "fraud", "admin")
 
@@ -25,17 +26,22 @@ def name(service: str) -> str:
     return f"tallystick_{service}"
 
 
-def in_directory(data: Path) -> dict[str, str]:
-    """A SQLite file for each service."""
-    return {service: f"sqlite+aiosqlite:///{data / service}.db" for service in OWNERS}
-
-
-def on_server(environment: Environment) -> dict[str, str]:
-    """A database for each service on the server that `TALLYSTICK_MYSQL_URL` names.
+def of_profile(profile: str, data: Path, environment: Environment) -> dict[str, str]:
+    """Each service's URL: in profile dev a SQLite file, in profile mysql a database on the server.
 
     Raises:
-        SettingError: it is not set, or no such URL.
+        SettingError: profile mysql, and `TALLYSTICK_MYSQL_URL` is not set or wrong.
     """
+    if profile == DEV:
+        return {service: f"sqlite+aiosqlite:///{data / service}.db" for service in OWNERS}
+    return _on_server(environment)
+
+
+def _on_server(environment: Environment) -> dict[str, str]:
+    # Loading SQLAlchemy takes a quarter of a second, which `tallystick --help` need not wait.
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     value = environment.text(SERVER)
     try:
         server = make_url(value)
@@ -54,7 +60,7 @@ def on_server(environment: Environment) -> dict[str, str]:
 
 
 def to_variables(urls: Mapping[str, str]) -> dict[str, str]:
-    """The URLs as environment variables: arguments are for everybody to see, and these hold passwords."""
+    """The URLs as environment variables: they hold passwords, and arguments are there to see."""
     return {PREFIX + _URLS: json.dumps(dict(urls))}
 
 

@@ -47,24 +47,28 @@ def install(directory: Path) -> None:
     part = directory.with_name(directory.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(mode=0o700, parents=True)
-    done = subprocess.run(
-        [
-            process.find("mariadb-install-db", package=PACKAGES),
-            "--no-defaults",
-            *_user(),
-            # With a space in place of "=" it makes nothing and says it went well.
-            f"--datadir={part}",
-            # root comes in by the socket only, as whoever owns the server.
-            "--auth-root-authentication-method=socket",
-            "--skip-test-db",
-            "--skip-name-resolve",
-            *_LAYOUT,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory(prefix="tallystick-") as scratch:
+        # The script does not quote, so it never sees a path in which somebody put a space.
+        alias = Path(scratch) / "data"
+        alias.symlink_to(part)
+        done = subprocess.run(
+            [
+                process.find("mariadb-install-db", package=PACKAGES),
+                "--no-defaults",
+                *_user(),
+                # With a space in place of "=" it makes nothing and says it went well.
+                f"--datadir={alias}",
+                # root comes in by the socket only, as whoever owns the server.
+                "--auth-root-authentication-method=socket",
+                "--skip-test-db",
+                "--skip-name-resolve",
+                *_LAYOUT,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
     if done.returncode != 0:
         raise process.StartError(f"mariadb-install-db failed:\n{done.stdout[-2_000:]}")
     part.replace(directory)

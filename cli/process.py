@@ -17,6 +17,11 @@ _LOG_TAIL_BYTES = 2_000
 _random = random.SystemRandom()
 
 
+# Run after the kernel was told to kill the child when its parent dies, because a parent that was
+# gone by then never dies again.
+_UNLESS_ORPHAN = 'if [ "$PPID" = "$0" ]; then exec "$@"; fi'
+
+
 class StartError(Exception):
     """Something could not be started. The message says what, and the way out."""
 
@@ -39,10 +44,11 @@ def start(
         StartError: the program, or `setpriv` (Debian package util-linux), is not installed.
     """
     setpriv = find("setpriv", package="util-linux")
+    unless_orphan = ["/bin/sh", "-c", _UNLESS_ORPHAN, str(os.getpid())]
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         return subprocess.Popen(
-            [setpriv, "--pdeathsig", "KILL", "--", *command],
+            [setpriv, "--pdeathsig", "KILL", "--", *unless_orphan, *command],
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
@@ -117,10 +123,18 @@ def free_port() -> int:
     """
     for _ in range(100):
         port = _random.randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if is_free(port):
             return port
     raise StartError("No free port found between 20000 and 32000 on 127.0.0.1.")
+
+
+def is_free(port: int) -> bool:
+    """Nobody listens on a port of 127.0.0.1."""
+    with socket.socket() as probe:
+        # As servers do: connections that ended a minute ago do not count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

@@ -17,9 +17,9 @@ import sqlalchemy as sa
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from tallystick.event.v1 import event_pb2
 
 from services import sql
+from tallystick.event.v1 import event_pb2
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 STREAM_ENTRIES_MAX = 3_000_000
 _ROWS_PER_TURN = 64
 _LEASE_MS = 5_000
+# What a replica without the lease committed waits this long, and a suspension must reach every service within
+# a second.
+_POLL_SECONDS = 0.25
 
 
 def table(metadata: sa.MetaData) -> sa.Table:
@@ -85,7 +88,7 @@ class Relay:
                         await self._lease()
                 delay = 0.05
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1.0):
+                    async with asyncio.timeout(_POLL_SECONDS):
                         await self._wake.wait()
                 self._wake.clear()
             except asyncio.CancelledError:

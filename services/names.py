@@ -25,6 +25,11 @@ def site_name(user_id: UUID, site_id: UUID) -> str:
     return f"users/{user_id}/sites/{site_id}"
 
 
+def case_name(case_id: UUID) -> str:
+    """`cases/{uuid}`."""
+    return f"cases/{case_id}"
+
+
 def last_id(name: str) -> UUID:
     """The id a name ends with: of `users/{uuid}`, `payments/{uuid}`, `users/{uuid}/sites/{uuid}`.
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,8 @@ _LOST_CODES = {
     1160,
     1161,
 }
+
+_CONNECT_SECONDS = 2.0
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -119,21 +122,33 @@ def create_engine(url: str, *, pool_size: int = 4) -> AsyncEngine:
         engine = create_async_engine(url, connect_args={"timeout": 10}, pool_size=pool_size)
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        sa.event.listen(engine.sync_engine, "invalidate", _roll_back_sqlite)
         return engine
     return create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=2,
-        # A server that went away is noticed by the transaction, which is retried; a ping before each costs a round trip.
+        # A server that went away is noticed by the transaction, which is retried; a ping before
+        # each would cost a round trip.
         pool_recycle=1800,
         isolation_level="READ COMMITTED",
         connect_args={
             "charset": "utf8mb4",
-            "connect_timeout": 2,
-            "init_command": "SET time_zone='+00:00'",
+            "async_creator_fn": _connect_mysql,
+            # A lock waited for longer than this is a conflict, and the transaction runs again.
+            "init_command": "SET time_zone='+00:00', innodb_lock_wait_timeout=5",
         },
     )
+
+
+async def _connect_mysql(*arguments: Any, **keywords: Any) -> Any:
+    import aiomysql
+
+    # Not aiomysql's own connect_timeout: that is asyncio.wait_for, which before Python 3.12 swallows a cancellation
+    # that arrives as the connection does (gh-86296), and a task that must end goes on for ever.
+    async with asyncio.timeout(_CONNECT_SECONDS):
+        return await aiomysql.connect(*arguments, **keywords)
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:
@@ -150,7 +165,31 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    connection.exec_driver_sql(
+        connection.get_execution_options().get("sqlite_begin", "BEGIN IMMEDIATE")
+    )
+
+
+def _roll_back_sqlite(connection: Any, _record: object, _error: object) -> None:
+    # A call that is cancelled inside a statement leaves its cursor to the garbage collector, and SQLite closes a
+    # connection no earlier than its cursors: until then its transaction would lock everybody else out.
+    connection.rollback()
+
+
+@contextlib.asynccontextmanager
+async def reading(engine: AsyncEngine, *, snapshot: bool = False) -> AsyncIterator[AsyncConnection]:
+    """A transaction that only reads, and on SQLite waits for no writer.
+
+    With `snapshot`, every statement sees the database as it was at the first one.
+    """
+    async with engine.connect() as connection:
+        # In SQLite's WAL mode a transaction that began without IMMEDIATE reads one snapshot anyway.
+        options: dict[str, Any] = {"sqlite_begin": "BEGIN"}
+        if snapshot and connection.dialect.name != "sqlite":
+            options["isolation_level"] = "REPEATABLE READ"
+        await connection.execution_options(**options)
+        async with connection.begin():
+            yield connection
 
 
 def is_conflict(error: BaseException) -> bool:
@@ -186,6 +225,11 @@ def _code(error: DBAPIError) -> int | None:
     return arguments[0] if arguments and isinstance(arguments[0], int) else None
 
 
+_TRANSACTION_SECONDS = 10.0
+# Pooled connections die together when a server restarts: the second new one is alive, or nothing is.
+_LOST_MAX = 2
+
+
 async def transact(
     engine: AsyncEngine,
     work: Callable[[AsyncConnection], Awaitable[T]],
@@ -204,11 +248,16 @@ async def transact(
     lost = 0
     for attempt in range(1, attempts + 1):
         try:
-            async with engine.begin() as connection:
+            # A server that hangs answers nothing at all, not even an error.
+            async with asyncio.timeout(_TRANSACTION_SECONDS), engine.begin() as connection:
                 return await work(connection)
         except Exception as error:
             lost += is_lost(error)
-            if attempt == attempts or lost > 2 or not (is_conflict(error) or is_lost(error)):
+            if (
+                attempt == attempts
+                or lost > _LOST_MAX
+                or not (is_conflict(error) or is_lost(error))
+            ):
                 raise
             log.warning(
                 "transaction runs again",
@@ -228,7 +277,9 @@ async def ensure_database(url: str) -> None:
     name = parsed.database
     assert name is not None
     assert name.replace("_", "").isalnum()
-    engine = create_engine(parsed.set(database=None).render_as_string(hide_password=False))
+    # None would mean "as before" to URL.set.
+    server = parsed.set(database="").render_as_string(hide_password=False)
+    engine = create_engine(server)
     try:
         async with engine.begin() as connection:
             statement = (

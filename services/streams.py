@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
-from redis.asyncio import Redis
+from redis.asyncio import Connection, Redis, SSLConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
 from services import sql
@@ -30,15 +31,49 @@ _CLAIM_EVERY_SECONDS = 10.0
 _CURSOR = re.compile(r"^\d{1,20}-\d{1,20}$")
 
 
+class _Connection(Connection):
+    """One that a cancelled task does not survive.
+
+    redis-py sends through `asyncio.wait_for`, which on Python 3.11 drops a cancellation that arrives just
+    when the sending is done (https://github.com/python/cpython/issues/86296): a reader told to stop would
+    go on for ever, and its service would never end.
+    """
+
+    async def send_packed_command(
+        self,
+        command: bytes | str | Iterable[bytes],
+        check_health: bool = True,  # noqa: FBT001, FBT002
+    ) -> None:
+        task = asyncio.current_task()
+        before = task.cancelling() if task is not None else 0
+        await super().send_packed_command(command, check_health)
+        if task is not None and task.cancelling() > before:
+            await self.disconnect(nowait=True)  # nobody will read the answer
+            raise asyncio.CancelledError
+
+
+class _TlsConnection(_Connection, SSLConnection):
+    pass
+
+
+_CONNECTIONS: dict[type[AbstractConnection], type[AbstractConnection]] = {
+    Connection: _Connection,
+    SSLConnection: _TlsConnection,
+}
+
+
 def connect(url: str) -> Redis:
     """A Redis client that fails fast. The caller closes it."""
-    return Redis.from_url(
+    redis = Redis.from_url(
         url,
         protocol=2,
         socket_connect_timeout=1,
         socket_timeout=5,
         health_check_interval=10,
     )
+    pool = redis.connection_pool
+    pool.connection_class = _CONNECTIONS.get(pool.connection_class, pool.connection_class)
+    return redis
 
 
 async def latest(redis: Redis, source: str) -> str:

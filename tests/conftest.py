@@ -69,6 +69,18 @@ def mariadb() -> Iterator[str]:
         pytest.fail(str(error), pytrace=False)
 
 
+@pytest.fixture(scope="session")
+def gateway(
+    tls_for: Callable[[str], Tls], valkey_server: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """Envoy and its control plane, with stand-ins for the services, one for the whole session."""
+    # Envoy's messages take a second to load, which only those who ask for them wait.
+    from tests.gateway import running_gateway
+
+    with running_gateway(tmp_path_factory.mktemp("gateway"), tls_for, valkey_server) as running:
+        yield running
+
+
 @pytest.fixture(params=["sqlite", "mariadb"])
 def dialect(request: pytest.FixtureRequest) -> str:
     """Which database a test runs on: every test that asks for `database_url` runs on both.

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.rule import Rule
 from rich.table import Table
@@ -47,12 +48,11 @@ class Screen:
         heading = Text.assemble((f"{self._acts} ", "bold cyan"), (text, "bold"))
         self._console.print(Rule(heading, align="left", style="cyan"))
 
-    def step(self, text: str, outcome: str = "") -> None:
-        """Something was done, and this came of it."""
-        line = Text.assemble(("  → ", "cyan"), text)
-        if outcome:
-            line.append("  ").append(outcome, style="dim")
-        self._console.print(line)
+    def step(self, text: str, outcome: str = "", words: str = "") -> None:
+        """Something was done, this came of it, and that is what the platform said."""
+        self._line(("→", "cyan"), Text.assemble(text, "  ", (outcome, "dim")))
+        if words:
+            self._line((" ", ""), Text(f"“{words}”", "dim italic"))
 
     def check(self, holds: bool, text: str, seen: object) -> None:  # noqa: FBT001 - reads as a sentence
         """Count an expectation that holds.
@@ -63,7 +63,7 @@ class Screen:
         if not holds:
             self.fail(text, seen)
         self.checks += 1
-        self._console.print(Text.assemble(("  ✓ ", "bold green"), text))
+        self._line(("✓", "bold green"), Text(text))
 
     def fail(self, text: str, seen: object) -> NoReturn:
         """An expectation did not hold.
@@ -71,32 +71,34 @@ class Screen:
         Raises:
             CheckFailed: always; quotes what was seen instead.
         """
-        self._console.print(Text.assemble(("  ✗ ", "bold red"), (text, "red")))
-        raise CheckFailed(f"{text} (seen: {seen})")
+        self._line(("✗", "bold red"), Text(text, "red"))
+        raise CheckFailed(f"{text}. Seen: {' '.join(str(seen).split())}")
+
+    def _line(self, mark: tuple[str, str], text: Text) -> None:
+        # A grid, so that a long text goes on below its own beginning.
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(" ", Text(*mark), text)
+        self._console.print(grid)
 
     @contextlib.contextmanager
     def progress(self, text: str, total: int) -> Iterator[Callable[[], None]]:
         """A bar that moves on with every call of what it gives, and is gone afterwards."""
         columns = (TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, console=self._console, transient=True) as progress:
+        is_shown = self._console.is_terminal
+        with Progress(
+            *columns, console=self._console, transient=True, disable=not is_shown
+        ) as progress:
             task = progress.add_task(text, total=total)
             yield lambda: progress.advance(task)
 
-    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """A table whose columns, but for the first, are figures."""
-        table = Table(
-            title=Text(title, style="dim italic"),
-            title_justify="left",
-            box=box.SIMPLE_HEAD,
-            header_style="bold",
-            pad_edge=False,
-        )
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
         for position, column in enumerate(columns):
             table.add_column(column, justify="right" if position else "left", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        self._console.print()
-        self._console.print(table, new_line_start=False)
+        self._console.print(Padding(table, (0, 0, 0, 4), expand=False))
 
 
 def amount_text(money: money_pb2.Money) -> str:

@@ -45,14 +45,19 @@ class Layout:
         return self.run / "logs" / f"{name}.log"
 
     @property
+    def admin_user_file(self) -> Path:
+        """The first admin's username. Missing where the databases had an admin already."""
+        return self.data / "admin-user"
+
+    @property
     def admin_password_file(self) -> Path:
         """The first admin's password."""
         return self.data / "admin-password"
 
     @property
-    def key_encryption_key_file(self) -> Path:
-        """32 random bytes in base64."""
-        return self.data / "key-encryption-key"
+    def mariadb(self) -> Path:
+        """The data directory of the stack's own MariaDB."""
+        return self.data / "mariadb"
 
     @contextlib.contextmanager
     def claim(self) -> Iterator[None]:
@@ -79,11 +84,16 @@ class Layout:
             finally:
                 self.endpoints_file.unlink(missing_ok=True)
 
-    def make_key_encryption_key(self) -> None:
-        """Make the key where there is none; a new one would make every signing key unreadable."""
-        if not self.key_encryption_key_file.exists():
-            key = base64.b64encode(secrets.token_bytes(32)).decode()
-            write_secret(self.key_encryption_key_file, key + "\n")
+    def make_key_encryption_key(self) -> Path:
+        """The key, made where there is none; a new one would make signing keys unreadable."""
+        file = self.data / "key-encryption-key"
+        if not file.exists():
+            write_secret(file, base64.b64encode(secrets.token_bytes(32)).decode() + "\n")
+        return file
+
+    def admin_user(self) -> str:
+        """The first admin's username; empty where the databases had an admin already."""
+        return self.admin_user_file.read_text().strip() if self.admin_user_file.exists() else ""
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli import process
+from cli.stack.probes import comes_true
 
-_POLL_SECONDS = 0.02
 _START_SECONDS_MAX = 60.0
 _RESTART_SECONDS_FIRST = 0.5
 _RESTART_SECONDS_MAX = 10.0
@@ -31,7 +31,6 @@ class Program:
         command: Program and arguments.
         environment: All of its variables.
         log: Where its output goes.
-        ready: It does its work. Called in a thread, every few milliseconds.
         stop_seconds: How long it may take to end by itself.
     """
 
@@ -39,7 +38,6 @@ class Program:
     command: Sequence[str | Path]
     environment: Mapping[str, str]
     log: Path
-    ready: Callable[[], bool]
     stop_seconds: float = 15.0
 
 
@@ -60,8 +58,12 @@ class Supervisor:
         """Process ids by name."""
         return {name: kept.process.pid for name, kept in self._running.items()}
 
-    async def start(self, program: Program) -> None:
+    async def start(self, program: Program, ready: Callable[[], bool]) -> None:
         """Start a program and wait until it does its work. From then on it is kept running.
+
+        Args:
+            program: What to start.
+            ready: It does its work. Called in a thread, every few milliseconds.
 
         Raises:
             StartError: it ended first, or took too long; quotes its log.
@@ -69,9 +71,16 @@ class Supervisor:
         started = self._spawn(program)
         kept = _Kept(program, started, asyncio.create_task(self._keep(program, started)))
         self._running[program.name] = kept
-        await self._until_ready(kept)
-        if started.poll() is not None:  # between its answer and now
+        is_ready = await comes_true(
+            lambda: started.poll() is not None or ready(), seconds=_START_SECONDS_MAX
+        )
+        if started.poll() is not None:
             raise self._ended(program, started)
+        if not is_ready:
+            raise process.StartError(
+                f"{program.name} was not ready after {_START_SECONDS_MAX:.0f} s.\n"
+                f"{process.tail(program.log)}"
+            )
         kept.was_ready = True
 
     async def run_once(self, program: Program) -> None:
@@ -92,8 +101,10 @@ class Supervisor:
 
     async def stop(self, names: Sequence[str]) -> None:
         """End programs, all at the same time; unknown names are passed over."""
-        stopping = [self._running.pop(name) for name in names if name in self._running]
+        stopping = [self._running[name] for name in names if name in self._running]
         await asyncio.gather(*(self._stop(kept) for kept in stopping))
+        for kept in stopping:
+            del self._running[kept.program.name]
 
     def kill(self) -> None:
         """End everything at once, without a chance to finish."""
@@ -101,6 +112,7 @@ class Supervisor:
             kept.keeper.cancel()
             if kept.process.poll() is None:
                 kept.process.kill()
+            kept.process.wait()
 
     def _ended(self, program: Program, started: subprocess.Popen[bytes]) -> process.StartError:
         what = _ending(started.wait())
@@ -108,19 +120,6 @@ class Supervisor:
 
     def _spawn(self, program: Program) -> subprocess.Popen[bytes]:
         return process.start(program.command, log=program.log, environment=program.environment)
-
-    async def _until_ready(self, kept: _Kept) -> None:
-        program = kept.program
-        deadline = time.monotonic() + _START_SECONDS_MAX
-        while not await asyncio.to_thread(program.ready):
-            if kept.process.poll() is not None:
-                raise self._ended(program, kept.process)
-            if time.monotonic() > deadline:
-                raise process.StartError(
-                    f"{program.name} was not ready after {_START_SECONDS_MAX:.0f} s.\n"
-                    f"{process.tail(program.log)}"
-                )
-            await asyncio.sleep(_POLL_SECONDS)
 
     async def _keep(self, program: Program, started: subprocess.Popen[bytes]) -> None:
         delay = _RESTART_SECONDS_FIRST

@@ -89,11 +89,13 @@ class SiteFeed:
         position, changed = self._cursor, self._index.take_changed()
         if not changed and position == self._saved_cursor:
             return
+        written = 0
         try:
-            pending = iter(changed.items())
-            while turn := dict(islice(pending, _VENDORS_PER_TURN)):
+            while len(changed) - written > _VENDORS_PER_TURN:
+                turn = dict(islice(changed.items(), written, written + _VENDORS_PER_TURN))
                 await self._write(turn, None)
-            await self._write({}, position)
+                written += len(turn)
+            await self._write(dict(islice(changed.items(), written, None)), position)
         except BaseException:
             self._index.put_back(changed)
             raise

@@ -18,7 +18,7 @@ from services.fraud.events import SiteFeed
 from services.fraud.handlers import FraudHandlers
 from services.fraud.settings import Settings
 from services.rpc import channel
-from services.rpc.revocations import Revocations
+from services.rpc.revocations import Revocations, follow_revocations
 from services.rpc.server import Registration, Server, until_terminated
 from tallystick.fraud.v1 import fraud_service_pb2, fraud_service_pb2_grpc
 
@@ -39,6 +39,7 @@ class FraudServer:
         self._engine = sql.create_engine(settings.database_url)
         self._redis = streams.connect(settings.redis_url)
         self._user = channel.connect(settings.user_address, "user", settings.tls)
+        self._revocations = Revocations()
         self._index = SiteIndex()
         parties = Parties(self._user)
         self._feed = SiteFeed(self._engine, self._redis, parties, self._index)
@@ -50,21 +51,25 @@ class FraudServer:
             settings.listen,
             settings.tls,
             [Registration(descriptor, add, handlers)],
-            Revocations(),
+            self._revocations,
         )
         self.background: list[asyncio.Task[None]] = []
 
     async def start(self) -> int:
         """Load the sites, then serve; answers the port."""
         await self._feed.load()
-        self._run(self._feed.follow(), self._feed.save())
+        self._run(
+            self._feed.follow(),
+            self._feed.save(),
+            follow_revocations(self._revocations, self._redis, self._user),
+        )
         return await self._server.start()
 
     def _run(self, *work: Coroutine[Any, Any, None]) -> None:
         self.background += [asyncio.create_task(each) for each in work]
 
     async def stop(self, *, notice_seconds: float = 0.0) -> None:
-        """End calls, then background work, then connections."""
+        """End calls, then background work, then connections. Also after a `start` that failed."""
         await self._server.stop(notice_seconds=notice_seconds, grace_seconds=_GRACE_SECONDS)
         for task in self.background:
             task.cancel()
@@ -78,8 +83,8 @@ class FraudServer:
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT, then drain."""
     server = FraudServer(settings)
-    await server.start()
     try:
+        await server.start()
         await until_terminated(*server.background)
     finally:
         await server.stop(notice_seconds=settings.drain_notice_ms / 1000)

@@ -65,7 +65,7 @@ class FollowUp:
 
     async def _turn(self) -> None:
         now = self._now()
-        async with self._engine.begin() as connection:
+        async with sql.reading(self._engine) as connection:
             left = await store.due_tasks(
                 connection, Task.SETTLE, before=now - _LEFT_BEHIND, limit=_PAYMENTS_PER_TURN
             )

@@ -15,7 +15,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services import event_log as event_logs
 from services import sql
-from services.payment.domain.book import Answered, Book, Moved, Outcome, Policy, Refunded, Task
+from services.payment.domain.book import (
+    Answered,
+    Book,
+    Moved,
+    Outcome,
+    Policy,
+    Refunded,
+    Resolved,
+    Task,
+)
 from services.payment.domain.ledger import (
     SYSTEM_NAMES,
     Account,
@@ -104,6 +113,7 @@ transfers = sa.Table(
     sa.CheckConstraint("amount > 0", name="transfers_amount_above_zero"),
     sa.Index("transfers_by_debit", "debit_wallet", "transfer_id"),
     sa.Index("transfers_by_credit", "credit_wallet", "transfer_id"),
+    sa.Index("transfers_by_payment", "payment_id"),
 )
 
 requests = sa.Table(
@@ -114,7 +124,7 @@ requests = sa.Table(
     sa.Column("body_hash", sql.binary(32), nullable=False),
     sa.Column("payment_id", sql.Id),
     sa.Column("transfer_id", sql.Id),
-    # What the answer said that has changed since: `_MOVED` or `_REFUNDED`.
+    # What the answer said that may have changed since: `_MOVED` or `_REFUNDED`.
     sa.Column("snapshot", sa.LargeBinary(64)),
 )
 
@@ -140,7 +150,7 @@ _PAYMENT_CHANGES = (
 )
 # online, offline, reserved, held, update time in microseconds.
 _MOVED = struct.Struct(">5q")
-# What had been refunded once this refund was done, update time in microseconds.
+# What had been refunded once this refund, or this end of a review, was done; update time in microseconds.
 _REFUNDED = struct.Struct(">2q")
 
 
@@ -351,10 +361,10 @@ async def _read_transfers(
 
 
 def _outcome(row: Any, found: dict[UUID, Payment], moved: dict[UUID, Transfer]) -> Outcome:
-    if row.transfer_id is None:
+    if row.snapshot is None:
         return found[row.payment_id]
-    transfer = moved[row.transfer_id]
     if row.payment_id is None:
+        transfer = moved[row.transfer_id]
         *balances, update_micros = _MOVED.unpack(row.snapshot)
         system = transfer.debit.wallet.owner_id in SYSTEM_NAMES
         key = transfer.credit.wallet if system else transfer.debit.wallet
@@ -370,7 +380,7 @@ def _outcome(row: Any, found: dict[UUID, Payment], moved: dict[UUID, Transfer]) 
     refunded, update_micros = _REFUNDED.unpack(row.snapshot)
     updated = sql.instant(update_micros)
     payment = replace(found[row.payment_id], refunded=refunded, update_time=updated)
-    return Refunded(payment, transfer)
+    return Resolved(payment) if row.transfer_id is None else Refunded(payment, moved[row.transfer_id])
 
 
 def _request_row(key: bytes, answered: Answered) -> dict[str, Any]:
@@ -388,9 +398,10 @@ def _request_row(key: bytes, answered: Answered) -> dict[str, Any]:
         row["transfer_id"] = outcome.transfer.transfer_id
         updated = sql.micros(outcome.wallet.update_time)
         row["snapshot"] = _MOVED.pack(*outcome.wallet.balances, updated)
-    elif isinstance(outcome, Refunded):
+    elif isinstance(outcome, Refunded | Resolved):
         row["payment_id"] = outcome.payment.payment_id
-        row["transfer_id"] = outcome.transfer.transfer_id
+        if isinstance(outcome, Refunded):
+            row["transfer_id"] = outcome.transfer.transfer_id
         updated = sql.micros(outcome.payment.update_time)
         row["snapshot"] = _REFUNDED.pack(outcome.payment.refunded, updated)
     return row

@@ -27,6 +27,8 @@ _BUCKET_NAMES = {
     Bucket.RESERVED: "reserved",
     Bucket.HELD: "held",
 }
+_BUCKETS = {name: bucket for bucket, name in _BUCKET_NAMES.items()}
+_SYSTEM_IDS = {name: owner_id for owner_id, name in SYSTEM_NAMES.items()}
 _DECISIONS = {
     fraud_service_pb2.Assessment.DECISION_ALLOW: Decision.ALLOW,
     fraud_service_pb2.Assessment.DECISION_REVIEW: Decision.REVIEW,
@@ -127,6 +129,14 @@ def account_name(account: Account) -> str:
     if owner_id in SYSTEM_NAMES:
         return f"system/{SYSTEM_NAMES[owner_id]}/{currency_code}"
     return f"{names.wallet_name(*account.wallet)}/{_BUCKET_NAMES[account.bucket]}"
+
+
+def account(name: str) -> Account:
+    """The account behind a name `account_name` wrote."""
+    parts = name.split("/")
+    if parts[0] == "system":
+        return Account(WalletKey(_SYSTEM_IDS[parts[1]], parts[2]), Bucket.ONLINE)
+    return Account(WalletKey(UUID(parts[1]), parts[3]), _BUCKETS[parts[4]])
 
 
 def transfer_message(transfer: Transfer) -> wallet_pb2.Transfer:

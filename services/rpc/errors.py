@@ -54,7 +54,8 @@ def status(refusal: Refusal, service: str) -> status_pb2.Status:
 
 def _add(details: list[AnyMessage], detail: object) -> None:
     packed = AnyMessage()
-    packed.Pack(detail)  # type: ignore[arg-type]
+    # The same refusal is the same bytes in every process: the gateway compares what it is built from.
+    packed.Pack(detail, deterministic=True)  # type: ignore[arg-type]
     details.append(packed)
 
 

@@ -12,9 +12,9 @@ from functools import lru_cache
 from uuid import UUID
 
 import grpc
-from tallystick.access.v1 import access_pb2
 
 from services.rpc import refusals
+from tallystick.access.v1 import access_pb2
 
 TRUST_DOMAIN = "spiffe://tallystick/"
 GATEWAY = "gateway"

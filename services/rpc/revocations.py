@@ -11,11 +11,11 @@ from typing import TypeVar
 import grpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from tallystick.user.v1 import auth_service_pb2, auth_service_pb2_grpc
 
 from services import sql, streams
 from services.rpc import refusals
 from services.rpc.identity import Caller
+from tallystick.user.v1 import auth_service_pb2, auth_service_pb2_grpc
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,9 @@ class Revocations:
     def forget(self, before_micros: int) -> None:
         """Drop what is older than an instant: every token it could refuse has expired."""
         self._revoked = {
-            subject: revoked for subject, revoked in self._revoked.items() if revoked >= before_micros
+            subject: revoked
+            for subject, revoked in self._revoked.items()
+            if revoked >= before_micros
         }
 
 
@@ -73,9 +75,7 @@ async def follow_revocations(
     async def load() -> list[tuple[str, datetime]]:
         request = auth_service_pb2.ListRevocationsRequest()
         answer = await stub.ListRevocations(request, timeout=5)
-        return [
-            (found.subject, found.revoke_time.ToDatetime(UTC)) for found in answer.revocations
-        ]
+        return [(found.subject, found.revoke_time.ToDatetime(UTC)) for found in answer.revocations]
 
     await keep_current(revocations, redis, load)
 
@@ -88,24 +88,27 @@ async def keep_current(
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> None:
     """As `follow_revocations`, from any list. The user service reads its own store."""
-    # The cursor is taken before the list is read, so what is revoked in between is in one of the two.
-    cursor = await _insist(lambda: streams.latest(redis, "user"))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(_reload(revocations, load, now))
+        cursor = await _insist(lambda: streams.latest(redis, "user"))
+        # Once more, for what was revoked between the first list and the cursor. The stream does not wait for it.
+        tasks.create_task(_load(revocations, load))
         async for _, event in streams.follow(redis, "user", cursor):
             if event.HasField("tokens_revoked"):
                 fact = event.tokens_revoked
-                revocations.revoke(
-                    fact.token_subject, sql.micros(fact.revoke_time.ToDatetime(UTC))
-                )
+                revocations.revoke(fact.token_subject, sql.micros(fact.revoke_time.ToDatetime(UTC)))
 
 
 async def _reload(revocations: Revocations, load: Load, now: Callable[[], datetime]) -> None:
     while True:
-        for subject, revoke_time in await _insist(load):
-            revocations.revoke(subject, sql.micros(revoke_time))
+        await _load(revocations, load)
         revocations.forget(sql.micros(now() - _MEMORY))
         await asyncio.sleep(_RELOAD_SECONDS)
+
+
+async def _load(revocations: Revocations, load: Load) -> None:
+    for subject, revoke_time in await _insist(load):
+        revocations.revoke(subject, sql.micros(revoke_time))
 
 
 async def _insist(ask: Callable[[], Awaitable[T]]) -> T:

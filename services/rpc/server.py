@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc.aio import ServicerContext
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -73,9 +73,10 @@ class _Edge(grpc.aio.ServerInterceptor):
         if rule.streams:
             stream: Any = handler.unary_stream
 
-            async def serve_stream(request: Message, context: Context) -> AsyncIterator[Message]:
+            async def serve_stream(raw: bytes, context: Context) -> AsyncIterator[Message]:
                 span = None
                 try:
+                    request = _parse(handler, raw)
                     span = self._admit(request, context, rule)
                     async for answer in stream(request, context):
                         yield answer
@@ -87,16 +88,16 @@ class _Edge(grpc.aio.ServerInterceptor):
 
             return grpc.unary_stream_rpc_method_handler(
                 serve_stream,  # type: ignore[arg-type]
-                request_deserializer=handler.request_deserializer,
                 response_serializer=handler.response_serializer,
             )
 
         unary: Any = handler.unary_unary
         timeout = rule.timeout.total_seconds()
 
-        async def serve(request: Message, context: Context) -> Message | None:
+        async def serve(raw: bytes, context: Context) -> Message | None:
             span = None
             try:
+                request = _parse(handler, raw)
                 span = self._admit(request, context, rule)
                 if context.time_remaining() is not None:  # gRPC ends the call itself
                     return await unary(request, context)  # type: ignore[no-any-return]
@@ -111,7 +112,6 @@ class _Edge(grpc.aio.ServerInterceptor):
 
         return grpc.unary_unary_rpc_method_handler(
             serve,  # type: ignore[arg-type]
-            request_deserializer=handler.request_deserializer,
             response_serializer=handler.response_serializer,
         )
 
@@ -154,6 +154,19 @@ class _Edge(grpc.aio.ServerInterceptor):
                 extra={"method": rule.path, "cause": repr(error)[:500]},
             )
         await context.abort_with_status(rpc_status.to_status(errors.status(refusal, self._service)))
+
+
+def _parse(handler: _Handler, raw: bytes) -> Message:
+    """Read a request here and not in gRPC, which would answer UNKNOWN with the name of a Python class.
+
+    Raises:
+        Refusal: fields_invalid.
+    """
+    assert handler.request_deserializer is not None
+    try:
+        return handler.request_deserializer(raw)  # type: ignore[no-any-return]
+    except DecodeError as error:
+        raise refusals.fields_invalid([("", "is not the message this method takes")]) from error
 
 
 class Server:

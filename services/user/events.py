@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from tallystick.event.v1 import event_pb2
-
 from services import names, telemetry
 from services.user.domain.signing_key import SigningKey
 from services.user.domain.site import Site
 from services.user.domain.user import User
 from services.user.messages import site_messages, user_message
+from tallystick.event.v1 import event_pb2
 
 SOURCE = "user"
 # The actor of what the service does by itself.
@@ -50,9 +49,7 @@ def user_changed(
     return event
 
 
-def tokens_revoked(
-    event_id: UUID, circumstances: Circumstances, user_id: UUID
-) -> event_pb2.Event:
+def tokens_revoked(event_id: UUID, circumstances: Circumstances, user_id: UUID) -> event_pb2.Event:
     """A person's tokens issued before now are refused from now on."""
     event = _event(event_id, circumstances, names.user_name(user_id))
     event.tokens_revoked.token_subject = names.user_name(user_id)

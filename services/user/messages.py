@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tallystick.access.v1 import access_pb2
-from tallystick.type.v1 import position_pb2
-from tallystick.user.v1 import user_pb2
-
 from services import names
 from services.user.domain.site import Position, Site
 from services.user.domain.user import Role, State, User
+from tallystick.access.v1 import access_pb2
+from tallystick.type.v1 import position_pb2
+from tallystick.user.v1 import user_pb2
 
 
 def user_message(user: User) -> user_pb2.User:
@@ -53,9 +52,7 @@ def site_messages(sites: Iterable[Site]) -> list[user_pb2.Site]:
 
 def position(message: position_pb2.Position) -> Position:
     """A position from a validated message."""
-    return Position(
-        message.latitude, message.longitude, message.accuracy_meters, message.mocked
-    )
+    return Position(message.latitude, message.longitude, message.accuracy_meters, message.mocked)
 
 
 def role(value: int) -> Role | None:

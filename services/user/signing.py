@@ -60,7 +60,9 @@ class KeyRing:
                 )
             keys.append(key)
         if not keys:
-            raise SettingError(f"{path} is empty. Fill it: `head -c {_KEY_BYTES} /dev/urandom | base64`.")
+            raise SettingError(
+                f"{path} is empty. Fill it: `head -c {_KEY_BYTES} /dev/urandom | base64`."
+            )
         return cls(keys)
 
     def create(self, number: int, *, create_time: datetime, sign_time: datetime) -> SigningKey:
@@ -68,7 +70,12 @@ class KeyRing:
         private_key = ec.generate_private_key(ec.SECP256R1())
         point = private_key.public_key().public_numbers()
         # RFC 7638: the members it names, sorted, without spaces.
-        identity = {"crv": "P-256", "kty": "EC", "x": _coordinate(point.x), "y": _coordinate(point.y)}
+        identity = {
+            "crv": "P-256",
+            "kty": "EC",
+            "x": _coordinate(point.x),
+            "y": _coordinate(point.y),
+        }
         digest = hashlib.sha256(json.dumps(identity, separators=(",", ":")).encode()).digest()
         key_id = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
         pem = private_key.private_bytes(

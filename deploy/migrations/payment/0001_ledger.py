@@ -71,6 +71,7 @@ def upgrade() -> None:
         sa.CheckConstraint("amount > 0", name="transfers_amount_above_zero"),
         sa.Index("transfers_by_debit", "debit_wallet", "transfer_id"),
         sa.Index("transfers_by_credit", "credit_wallet", "transfer_id"),
+        sa.Index("transfers_by_payment", "payment_id"),
     )
     op.create_table(
         "requests",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any as AnyValue
 
 from envoy_data_plane.envoy.config.core import v3 as core
@@ -18,9 +19,14 @@ PUBLIC_SECRET = "public"  # noqa: S105
 
 
 def from_control_plane() -> core.ConfigSource:
-    """The rest of a resource comes over the stream that the resource came by."""
+    """The rest of a resource comes over the stream that the resource came by.
+
+    Envoy waits for it as long as it takes: left alone, after 15 s it would go on without.
+    """
     return core.ConfigSource(
-        ads=core.AggregatedConfigSource(), resource_api_version=core.ApiVersion.V3
+        ads=core.AggregatedConfigSource(),
+        resource_api_version=core.ApiVersion.V3,
+        initial_fetch_timeout=timedelta(0),
     )
 
 

@@ -9,7 +9,9 @@ from services.refusal import Kind, Refusal
 
 def rate_limited(rate_class: str, retry_after: timedelta) -> Refusal:
     seconds = str(int(retry_after.total_seconds()))
-    message = f"Too many calls of class {rate_class} in a short time. Repeat this one in {seconds} s."
+    message = (
+        f"Too many calls of class {rate_class} in a short time. Repeat this one in {seconds} s."
+    )
     return Refusal(
         Kind.EXHAUSTED,
         "RATE_LIMITED",
@@ -31,10 +33,12 @@ def message_too_large(bytes_max: int) -> Refusal:
 
 
 def request_malformed() -> Refusal:
-    message = "The request is not well-formed HTTP. Header names must not hold underscores; headers fit in 16 KiB."
+    message = "The request is not well-formed. Its path must hold no escaped slash and no NUL."
     return Refusal(Kind.INVALID, "REQUEST_MALFORMED", message)
 
 
 def call_timed_out() -> Refusal:
-    message = "The call ran out of time; its outcome is unknown. Repeat it with the same request_id."
+    message = (
+        "The call ran out of time; its outcome is unknown. Repeat it with the same request_id."
+    )
     return Refusal(Kind.DEADLINE, "CALL_TIMED_OUT", message)

@@ -64,7 +64,15 @@ class Refunded:
     transfer: Transfer
 
 
-Outcome = Payment | Moved | Refunded | None
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """The answer to the end of a review: the payment after it."""
+
+    payment: Payment
+
+
+# A payment that is its own answer is answered as it stands; the others as they were.
+Outcome = Payment | Moved | Refunded | Resolved | None
 
 
 @dataclass(frozen=True, slots=True)

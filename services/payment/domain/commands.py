@@ -23,6 +23,7 @@ from services.payment.domain.book import (
     PaymentAssessed,
     Refunded,
     Request,
+    Resolved,
     Task,
     WalletChanged,
 )
@@ -30,6 +31,7 @@ from services.payment.domain.ledger import (
     BALANCE_MINOR_UNITS_MAX,
     FUNDING_ID,
     PAYOUT_ID,
+    SYSTEM_NAMES,
     Account,
     Bucket,
     Purpose,
@@ -246,9 +248,9 @@ class ResolveHold:
             Refusal: request_id_reused, payment_not_flagged, balance_over_limit.
         """
         earlier = book.answered(self.request)
-        payment = book.payments[self.payment_id]
         if earlier is not None:
-            return payment
+            return earlier.outcome
+        payment = book.payments[self.payment_id]
         if payment.state is not State.FLAGGED:
             raise refusals.payment_not_flagged(payment.state.name)
         vendor = Account(payment.vendor, Bucket.ONLINE)
@@ -273,8 +275,9 @@ class ResolveHold:
             failure_reason=FailureReason.NONE if self.approve else FailureReason.REVIEW_REJECTED,
             review_reason=self.reason,
         )
-        book.answer(self.request, payment)
-        return payment
+        outcome = Resolved(payment)
+        book.answer(self.request, outcome)
+        return outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,18 +379,24 @@ class MoveFunds:
         """Move the money.
 
         Raises:
-            Refusal: request_id_reused, wallet_not_found, wallet_not_active, insufficient_funds,
-                offline_cap_exceeded, balance_over_limit.
+            Refusal: wallet_not_found (after request_id_reused for a top-up), currency_mismatch, request_id_reused,
+                wallet_not_active, insufficient_funds, offline_cap_exceeded, balance_over_limit.
         """
+        wallets = book.ledger.wallets
+        name = names.wallet_name(*self.wallet)
+        # The system's own accounts are nobody's wallet.
+        wallet = None if self.wallet.owner_id in SYSTEM_NAMES else wallets.get(self.wallet)
+        if wallet is None and self.purpose is not Purpose.TOP_UP:
+            raise refusals.wallet_not_found(name)
+        if self.amount.currency_code != self.wallet.currency_code:
+            raise refusals.currency_mismatch(self.amount.currency_code, self.wallet.currency_code)
         earlier = book.answered(self.request)
         if earlier is not None:
             return earlier.outcome
-        wallets = book.ledger.wallets
-        wallet = wallets.get(self.wallet)
         if wallet is None:
-            raise refusals.wallet_not_found(names.wallet_name(*self.wallet))
+            raise refusals.wallet_not_found(name)
         if not wallet.active:
-            raise refusals.wallet_not_active(names.wallet_name(*self.wallet))
+            raise refusals.wallet_not_active(name)
         amount = self.amount.minor_units
         if self.source is not None and wallet.balance(self.source) < amount:
             raise refusals.insufficient_funds(self.amount, wallet.balance(self.source))
@@ -447,15 +456,16 @@ class SetOwner:
                 wallet = Wallet(key, [0, 0, 0, 0], self.active, self.is_vendor, self.version, now)
                 book.ledger.wallets[key] = wallet
                 book.new_wallets.add(key)
+                book.facts.append(WalletChanged(key, self.active, now))
             elif wallet.owner_version >= self.version:
                 continue
-            else:
+            elif wallet.active != self.active:
                 wallet.active = self.active
-                wallet.is_vendor = self.is_vendor
-                wallet.owner_version = self.version
                 wallet.update_time = now
+                book.facts.append(WalletChanged(key, self.active, now))
+            wallet.is_vendor = self.is_vendor
+            wallet.owner_version = self.version
             book.ledger.changed.add(key)
-            book.facts.append(WalletChanged(key, self.active, now))
         return None
 
 
@@ -466,7 +476,11 @@ class RecordAssessment:
     payment_id: UUID
     payer: WalletKey
     risk: Risk
-    request: None = None
+
+    @property
+    def request(self) -> Request:
+        """One for each payment, whatever the check says: two replicas may find the same payment unassessed."""
+        return Request(bytes(16) + self.payment_id.bytes, bytes(32), str(self.payment_id))
 
     def wallets(self) -> Sequence[WalletKey]:
         """The payer's, which guards the payment."""
@@ -477,10 +491,12 @@ class RecordAssessment:
         return (self.payment_id,)
 
     def decide(self, book: Book, now: datetime) -> Outcome:
-        """Keep the assessment; what the payment was settled by stays on it."""
+        """Keep the assessment, once; what the payment was settled by stays on it."""
         payment = book.payments[self.payment_id]
-        book.done_tasks.append((self.payment_id, Task.ASSESS))
-        book.facts.append(PaymentAssessed(payment, self.risk))
+        if book.answered(self.request) is None:
+            book.done_tasks.append((self.payment_id, Task.ASSESS))
+            book.facts.append(PaymentAssessed(payment, self.risk))
+            book.answer(self.request, payment)
         return payment
 
 

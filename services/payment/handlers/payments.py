@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services import names, paging
+from services import names, paging, sql
 from services.money import Money
 from services.payment import store, wire
 from services.payment.domain import refusals
@@ -149,7 +149,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
         self, request: pb.GetPaymentRequest, context: Context
     ) -> pb.GetPaymentResponse:
         who = caller()
-        async with self._ledger.engine.begin() as connection:
+        async with sql.reading(self._ledger.engine) as connection:
             if request.WhichOneof("key") == "request_id":
                 key = scope(who) + UUID(request.request_id).bytes
                 payment_id = await store.find_payment_of_request(connection, key)
@@ -175,7 +175,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
         before = None
         if request.page_token:
             before = paging.redeem_id(request.page_token, *query)
-        async with self._ledger.engine.begin() as connection:
+        async with sql.reading(self._ledger.engine) as connection:
             found = await store.list_payments(
                 connection,
                 key,
@@ -215,7 +215,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
         if event.WhichOneof("fact") == "payment_flagged":
             return event.payment_flagged.payment
         payment_id = names.last_id(event.subject)
-        async with self._ledger.engine.begin() as connection:
+        async with sql.reading(self._ledger.engine) as connection:
             payment = (await store.read_payments(connection, [payment_id]))[payment_id]
         message = wire.payment_message(payment)
         if event.WhichOneof("fact") == "payment_processing":
@@ -229,7 +229,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
     ) -> pb.RefundPaymentResponse:
         who = caller()
         payment_id = names.last_id(request.name)
-        async with self._ledger.engine.begin() as connection:
+        async with sql.reading(self._ledger.engine) as connection:
             payment = (await store.read_payments(connection, [payment_id])).get(payment_id)
         if payment is None or not (who.is_admin or who.user_id == payment.vendor_id):
             raise refusals.payment_not_found(request.name)

@@ -6,11 +6,11 @@ from typing import Any
 
 import grpc
 
-from services import names
+from services import names, sql
 from services.payment import store, wire
 from services.payment.domain import refusals
+from services.payment.domain.book import Resolved
 from services.payment.domain.commands import ResolveHold
-from services.payment.domain.payment import Payment
 from services.payment.handlers.payments import Ledger
 from services.payment.handlers.request import once
 from services.rpc.identity import caller
@@ -30,7 +30,7 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         self, request: pb.ResolveHoldRequest, context: Context
     ) -> pb.ResolveHoldResponse:
         payment_id = names.last_id(request.payment)
-        async with self._ledger.engine.begin() as connection:
+        async with sql.reading(self._ledger.engine) as connection:
             payment = (await store.read_payments(connection, [payment_id])).get(payment_id)
         if payment is None:
             raise refusals.payment_not_found(request.payment)
@@ -45,5 +45,5 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
             reason=request.reason,
         )
         resolved = await self._ledger.owners.submit(command, ())
-        assert isinstance(resolved, Payment)
-        return pb.ResolveHoldResponse(payment=wire.payment_message(resolved))
+        assert isinstance(resolved, Resolved)
+        return pb.ResolveHoldResponse(payment=wire.payment_message(resolved.payment))

@@ -6,13 +6,14 @@ from typing import Any
 
 import grpc
 
-from services import names, paging
+from services import names, paging, sql
 from services.money import Money
 from services.payment import store, wire
 from services.payment.domain import refusals
 from services.payment.domain.book import Moved
 from services.payment.domain.commands import MoveFunds
 from services.payment.domain.ledger import (
+    SYSTEM_NAMES,
     TRANSFER_MINOR_UNITS_MAX,
     Bucket,
     Purpose,
@@ -37,7 +38,7 @@ class WalletService(wallet_service_pb2_grpc.WalletServiceServicer):
         self, request: pb.GetWalletRequest, context: Context
     ) -> pb.GetWalletResponse:
         key = _visible(caller(), request.name)
-        async with self._ledger.engine.begin() as connection:
+        async with sql.reading(self._ledger.engine) as connection:
             wallet = await store.read_wallet(connection, key)
         if wallet is None:
             raise refusals.wallet_not_found(request.name)
@@ -46,7 +47,9 @@ class WalletService(wallet_service_pb2_grpc.WalletServiceServicer):
     async def TopUp(self, request: pb.TopUpRequest, context: Context) -> pb.TopUpResponse:
         who = caller()
         key = wire.wallet_key(request.wallet)
-        amount = _amount(request, key)
+        amount = _money(request)
+        if amount.currency_code != key.currency_code:
+            raise refusals.currency_mismatch(amount.currency_code, key.currency_code)
         if amount.minor_units > TRANSFER_MINOR_UNITS_MAX:
             raise refusals.amount_over_limit(amount, TRANSFER_MINOR_UNITS_MAX)
         moved = await self._move(
@@ -80,7 +83,7 @@ class WalletService(wallet_service_pb2_grpc.WalletServiceServicer):
                 purpose=Purpose.MOVE_BALANCE,
                 source=Bucket.ONLINE if to_offline else Bucket.OFFLINE,
                 target=Bucket.OFFLINE if to_offline else Bucket.ONLINE,
-                amount=_amount(request, key),
+                amount=_money(request),
                 reference="",
                 actor=who.subject,
             )
@@ -100,7 +103,7 @@ class WalletService(wallet_service_pb2_grpc.WalletServiceServicer):
                 purpose=Purpose.PAYOUT,
                 source=Bucket.ONLINE,
                 target=None,
-                amount=_amount(request, key),
+                amount=_money(request),
                 reference=request.reference,
                 actor=who.subject,
             )
@@ -122,7 +125,7 @@ class WalletService(wallet_service_pb2_grpc.WalletServiceServicer):
         before = None
         if request.page_token:
             before = paging.redeem_id(request.page_token, request.parent)
-        async with self._ledger.engine.begin() as connection:
+        async with sql.reading(self._ledger.engine) as connection:
             if await store.read_wallet(connection, key) is None:
                 raise refusals.wallet_not_found(request.parent)
             found = await store.list_transfers(connection, key, before=before, limit=size + 1)
@@ -135,13 +138,8 @@ class WalletService(wallet_service_pb2_grpc.WalletServiceServicer):
         )
 
 
-def _amount(
-    request: pb.TopUpRequest | pb.MoveBalanceRequest | pb.PayoutRequest, key: WalletKey
-) -> Money:
-    asked = request.amount
-    if asked.currency_code != key.currency_code:
-        raise refusals.currency_mismatch(asked.currency_code, key.currency_code)
-    return Money(asked.minor_units, asked.currency_code)
+def _money(request: pb.TopUpRequest | pb.MoveBalanceRequest | pb.PayoutRequest) -> Money:
+    return Money(request.amount.minor_units, request.amount.currency_code)
 
 
 def _own(who: Caller, name: str) -> WalletKey:
@@ -152,4 +150,9 @@ def _own(who: Caller, name: str) -> WalletKey:
 
 
 def _visible(who: Caller, name: str) -> WalletKey:
-    return wire.wallet_key(name) if who.is_admin else _own(who, name)
+    if not who.is_admin:
+        return _own(who, name)
+    key = wire.wallet_key(name)
+    if key.owner_id in SYSTEM_NAMES:
+        raise refusals.wallet_not_found(name)
+    return key

@@ -56,4 +56,5 @@ def _delay(wrong: int) -> timedelta:
     if wrong <= FREE_ATTEMPTS:
         return timedelta(0)
     # The exponent is bounded before it is used: 2**1000 seconds is no timedelta.
-    return min(DELAY_MAX, FIRST_DELAY * 2 ** min(wrong - FREE_ATTEMPTS - 1, 20))
+    doublings = min(wrong - FREE_ATTEMPTS - 1, 20)
+    return min(DELAY_MAX, FIRST_DELAY * (1 << doublings))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Set as AbstractSet
@@ -13,7 +14,7 @@ _ROWS = ("1234567890", "abcdefghijklmnopqrstuvwxyz", "qwertyuiop", "asdfghjkl", 
 _STEPS = frozenset(
     pair
     for row in _ROWS
-    for left, right in zip(row, row[1:], strict=False)
+    for left, right in itertools.pairwise(row)
     for pair in (left + right, right + left)
 ) | {"01", "10"}
 # What is written for a letter to satisfy older rules.
@@ -43,17 +44,23 @@ def check(password: str, username: str, common: AbstractSet[str]) -> None:
     Raises:
         Refusal: password_too_common, when it is in the list or is a listed word with digits or signs
             around it, repeats a short unit, consists of runs of neighbouring keys or letters, or is the
-            username with little beside it.
+            username with nothing better beside it.
     """
     folded = canonical(password).casefold()
     rest = folded.replace(username, "")
-    if (
+    if _is_tried_first(folded, common) or (
+        rest != folded
+        and (len(rest) < _BESIDE_USERNAME_CHARACTERS_MIN or _is_tried_first(rest, common))
+    ):
+        raise refusals.password_too_common()
+
+
+def _is_tried_first(folded: str, common: AbstractSet[str]) -> bool:
+    return (
         _is_listed(folded, common)
         or _repeats(folded, common)
         or _runs(folded) * _RUN_CHARACTERS <= len(folded)
-        or (rest != folded and len(rest) < _BESIDE_USERNAME_CHARACTERS_MIN)
-    ):
-        raise refusals.password_too_common()
+    )
 
 
 def _is_listed(folded: str, common: AbstractSet[str]) -> bool:
@@ -70,7 +77,6 @@ def _repeats(folded: str, common: AbstractSet[str]) -> bool:
 
 def _runs(folded: str) -> int:
     breaks = (
-        left != right and left + right not in _STEPS
-        for left, right in zip(folded, folded[1:], strict=False)
+        left != right and left + right not in _STEPS for left, right in itertools.pairwise(folded)
     )
     return 1 + sum(breaks)

@@ -64,9 +64,9 @@ def user_suspended() -> Refusal:
     return Refusal(Kind.FORBIDDEN, "USER_SUSPENDED", message)
 
 
-def user_rejected(reason: str) -> Refusal:
-    message = f"The registration was declined: {reason}"
-    return Refusal(Kind.FORBIDDEN, "USER_REJECTED", message, reason=reason)
+def user_rejected(state_reason: str) -> Refusal:
+    message = f"The registration was declined: {state_reason}"
+    return Refusal(Kind.FORBIDDEN, "USER_REJECTED", message, stateReason=state_reason)
 
 
 def refresh_token_unknown() -> Refusal:

@@ -82,8 +82,6 @@ def waiting(keys: Sequence[SigningKey], *, now: datetime) -> SigningKey | None:
     return next((key for key in keys if key.sign_time > now), None)
 
 
-def next_sign_time(
-    keys: Sequence[SigningKey], *, publish: timedelta, now: datetime
-) -> datetime:
+def next_sign_time(keys: Sequence[SigningKey], *, publish: timedelta, now: datetime) -> datetime:
     """When a key added now signs. The first does at once: nobody has another one to go on with."""
     return now + publish if keys else now

@@ -43,9 +43,7 @@ async def insert_session(connection: AsyncConnection, session: Session) -> None:
     )
 
 
-async def find_session_of_token(
-    connection: AsyncConnection, token_hash: bytes
-) -> Session | None:
+async def find_session_of_token(connection: AsyncConnection, token_hash: bytes) -> Session | None:
     """The session a refresh token belongs to, spent or not. None when there is no such token."""
     query = (
         sa.select(sessions)
@@ -103,14 +101,10 @@ async def insert_refresh_token(
     )
 
 
-async def lock_refresh_token(
-    connection: AsyncConnection, token_hash: bytes
-) -> RefreshToken | None:
+async def lock_refresh_token(connection: AsyncConnection, token_hash: bytes) -> RefreshToken | None:
     """Read a token and hold its row until the transaction ends. None if there is no such row."""
     query = (
-        sa.select(refresh_tokens)
-        .where(refresh_tokens.c.token_hash == token_hash)
-        .with_for_update()
+        sa.select(refresh_tokens).where(refresh_tokens.c.token_hash == token_hash).with_for_update()
     )
     row = (await connection.execute(query)).one_or_none()
     return (

@@ -39,9 +39,7 @@ async def delete_spent_tokens(connection: AsyncConnection, *, spent_before: date
 
 async def delete_attempts(connection: AsyncConnection, *, last_before: datetime) -> int:
     """Forget wrong passwords of long ago; how many rows."""
-    return await _delete(
-        connection, attempts.c.username_hash, attempts.c.last_time < last_before
-    )
+    return await _delete(connection, attempts.c.username_hash, attempts.c.last_time < last_before)
 
 
 async def delete_revocations(connection: AsyncConnection, *, revoked_before: datetime) -> int:

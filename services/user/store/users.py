@@ -35,7 +35,9 @@ class Credential:
 
 async def find_user(connection: AsyncConnection, user_id: UUID) -> User | None:
     """Read an account. None if there is no such row."""
-    row = (await connection.execute(sa.select(users).where(users.c.user_id == user_id))).one_or_none()
+    row = (
+        await connection.execute(sa.select(users).where(users.c.user_id == user_id))
+    ).one_or_none()
     return None if row is None else _user(row)
 
 
@@ -135,7 +137,10 @@ async def replace_password_hash(
 
 
 async def find_attempts(connection: AsyncConnection, username: str) -> Attempts | None:
-    """Wrong passwords for what was typed as a username, and hold the row until the transaction ends."""
+    """Wrong passwords for what was typed as a username. None if there are none.
+
+    Holds the row until the transaction ends.
+    """
     query = (
         sa.select(attempts)
         .where(attempts.c.username_hash == _username_hash(username))
@@ -182,9 +187,7 @@ async def list_sites(
     return [_site(row) for row in await connection.execute(query)]
 
 
-async def sites_of(
-    connection: AsyncConnection, user_ids: Iterable[UUID]
-) -> dict[UUID, list[Site]]:
+async def sites_of(connection: AsyncConnection, user_ids: Iterable[UUID]) -> dict[UUID, list[Site]]:
     """The sites of several vendors, each one's oldest first."""
     query = (
         sa.select(sites)
@@ -195,6 +198,13 @@ async def sites_of(
     for row in await connection.execute(query):
         found.setdefault(row.user_id, []).append(_site(row))
     return found
+
+
+async def find_site(connection: AsyncConnection, user_id: UUID, site_id: UUID) -> Site | None:
+    """One site of a vendor. None if there is no such row."""
+    query = sa.select(sites).where(sites.c.user_id == user_id, sites.c.site_id == site_id)
+    row = (await connection.execute(query)).one_or_none()
+    return None if row is None else _site(row)
 
 
 async def insert_site(connection: AsyncConnection, site: Site) -> None:
@@ -263,8 +273,4 @@ def _credential(row: sa.Row[Any]) -> Credential:
 
 def _site(row: sa.Row[Any]) -> Site:
     position = Position(row.latitude, row.longitude, row.accuracy_meters, row.mocked)
-    return Site(
-        row.user_id, row.site_id, row.display_name, position, row.is_open, row.create_time
-    )
-
-
+    return Site(row.user_id, row.site_id, row.display_name, position, row.is_open, row.create_time)

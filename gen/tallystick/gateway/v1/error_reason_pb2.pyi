@@ -33,7 +33,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_MESSAGE_TOO_LARGE: _ErrorReason.ValueType  # 3
     """The request is larger than the gateway passes on; the same one is refused again. Metadata: `bytesMax`."""
     ERROR_REASON_REQUEST_MALFORMED: _ErrorReason.ValueType  # 4
-    """The request is not well-formed HTTP, such as a header name with an underscore; the same one is refused again."""
+    """The request is not well-formed HTTP, such as a path with an escaped slash; the same one is refused again."""
     ERROR_REASON_CALL_TIMED_OUT: _ErrorReason.ValueType  # 5
     """The call ran longer than its RPC or its own deadline allows. Its outcome is unknown: repeat it with the same
     `request_id`.
@@ -56,7 +56,7 @@ ERROR_REASON_METHOD_UNKNOWN: ErrorReason.ValueType  # 2
 ERROR_REASON_MESSAGE_TOO_LARGE: ErrorReason.ValueType  # 3
 """The request is larger than the gateway passes on; the same one is refused again. Metadata: `bytesMax`."""
 ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 4
-"""The request is not well-formed HTTP, such as a header name with an underscore; the same one is refused again."""
+"""The request is not well-formed HTTP, such as a path with an escaped slash; the same one is refused again."""
 ERROR_REASON_CALL_TIMED_OUT: ErrorReason.ValueType  # 5
 """The call ran longer than its RPC or its own deadline allows. Its outcome is unknown: repeat it with the same
 `request_id`.

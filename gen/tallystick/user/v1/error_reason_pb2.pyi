@@ -47,7 +47,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_USER_SUSPENDED: _ErrorReason.ValueType  # 10
     """The account is suspended. Ask the operator."""
     ERROR_REASON_USER_REJECTED: _ErrorReason.ValueType  # 11
-    """The registration was declined. Metadata: `reason`."""
+    """The registration was declined. Metadata: `stateReason`."""
     ERROR_REASON_REFRESH_TOKEN_UNKNOWN: _ErrorReason.ValueType  # 12
     """No session has this refresh token. Sign in."""
     ERROR_REASON_REFRESH_TOKEN_REUSED: _ErrorReason.ValueType  # 13
@@ -89,7 +89,7 @@ ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 9
 ERROR_REASON_USER_SUSPENDED: ErrorReason.ValueType  # 10
 """The account is suspended. Ask the operator."""
 ERROR_REASON_USER_REJECTED: ErrorReason.ValueType  # 11
-"""The registration was declined. Metadata: `reason`."""
+"""The registration was declined. Metadata: `stateReason`."""
 ERROR_REASON_REFRESH_TOKEN_UNKNOWN: ErrorReason.ValueType  # 12
 """No session has this refresh token. Sign in."""
 ERROR_REASON_REFRESH_TOKEN_REUSED: ErrorReason.ValueType  # 13

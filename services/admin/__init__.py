@@ -1,0 +1,1 @@
+"""The desk where people decide what the platform will not decide alone."""

@@ -1,0 +1,5 @@
+"""`python -m services.admin`."""
+
+from services.admin.server import main
+
+main()

@@ -1,0 +1,67 @@
+"""A stand-in for what services ask the user service: parties and revocations."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+
+from services.rpc.revocations import Revocations
+from services.rpc.server import Registration, Server
+from tallystick.user.v1 import (
+    auth_service_pb2,
+    auth_service_pb2_grpc,
+    party_service_pb2,
+    party_service_pb2_grpc,
+)
+
+
+class PartiesFake(party_service_pb2_grpc.PartyServiceServicer):
+    """Knows the parties it is told of; unknown names are left out.
+
+    Attributes:
+        parties: By the user's name.
+        asked: The names of every call.
+        delay_seconds: How long it thinks.
+    """
+
+    def __init__(self):
+        self.parties = {}
+        self.asked = []
+        self.delay_seconds = 0.0
+
+    async def BatchGetParties(self, request, context):
+        self.asked.append(sorted(request.names))
+        await asyncio.sleep(self.delay_seconds)
+        found = [self.parties[name] for name in request.names if name in self.parties]
+        return party_service_pb2.BatchGetPartiesResponse(parties=found)
+
+
+class RevocationsFake(auth_service_pb2_grpc.AuthServiceServicer):
+    """Nobody's tokens were revoked."""
+
+    async def ListRevocations(self, request, context):
+        return auth_service_pb2.ListRevocationsResponse()
+
+
+@asynccontextmanager
+async def serving_parties(tls):
+    """(the fake, its address), over mutual TLS as the user service."""
+    fake = PartiesFake()
+    registrations = [
+        Registration(
+            party_service_pb2.DESCRIPTOR.services_by_name["PartyService"],
+            party_service_pb2_grpc.add_PartyServiceServicer_to_server,
+            fake,
+        ),
+        Registration(
+            auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],
+            auth_service_pb2_grpc.add_AuthServiceServicer_to_server,
+            RevocationsFake(),
+        ),
+    ]
+    server = Server("user", "127.0.0.1:0", tls, registrations, Revocations())
+    port = await server.start()
+    try:
+        yield fake, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(notice_seconds=0, grace_seconds=0)

@@ -1,0 +1,78 @@
+"""`tallystick audit`: what it says of books that balance, and of books that do not."""
+
+import asyncio
+import json
+
+import pytest
+import sqlalchemy as sa
+
+from cli.__main__ import main
+from cli.stack.endpoints import Endpoints, Service, read
+from services import sql
+
+
+@pytest.fixture
+def run_directory(tmp_path, database_url):
+    """A run directory whose payment service has an empty ledger."""
+    service = Service("127.0.0.1:1", database_url("payment"), 1, "payment.log")
+    Endpoints(
+        grpc="127.0.0.1:1",
+        grpc_web="https://127.0.0.1:1",
+        ca_file="ca.pem",
+        admin_user="admin",
+        admin_password_file="admin-password",
+        services={"payment": service},
+        processes={},
+        redis_url="redis://127.0.0.1:1/0",
+        envoy_admin="http://127.0.0.1:1",
+        profile="dev",
+    ).write(tmp_path / "endpoints.json")
+    return tmp_path
+
+
+def invent_money(run_directory):
+    """Put 1.00 into a wallet from nowhere."""
+    row = {"wallet_id": bytes(16) + b"INR", "online": 100, "is_system": 0, "active": 1}
+    row |= dict.fromkeys(("offline", "reserved", "held", "is_vendor", "owner_version"), 0)
+    wallets = sa.table("wallets", *map(sa.column, row), sa.column("update_time"))
+
+    async def insert():
+        engine = sql.create_engine(
+            read(run_directory / "endpoints.json").services["payment"].database_url
+        )
+        async with engine.begin() as connection:
+            await connection.execute(sa.insert(wallets).values(**row, update_time=0))
+        await engine.dispose()
+
+    asyncio.run(insert())
+
+
+def audited(capsys, run_directory):
+    """Exit code, what was printed, what was written. Runs the command as a person does."""
+    file = run_directory / "audit.json"
+    code = main(["audit", "--run-dir", str(run_directory), "--json", str(file)])
+    return code, capsys.readouterr().out, json.loads(file.read_text())
+
+
+def test_books_that_balance_hold_every_law(capsys, run_directory):
+    code, text, written = audited(capsys, run_directory)
+
+    assert code == 0
+    assert "NO" not in text
+    assert set(written["laws"]) >= {"1", "2", "3", "4", "6", "7", "8"}
+    for law in written["laws"].values():
+        assert law["holds"] is True
+        assert law["first_broken"] is None
+
+
+def test_money_from_nowhere_is_found_and_the_first_broken_row_is_named(capsys, run_directory):
+    invent_money(run_directory)
+
+    code, text, written = audited(capsys, run_directory)
+
+    assert code == 1
+    assert written["laws"]["1"]["holds"] is False
+    assert written["laws"]["1"]["first_broken"] == "INR: all balances sum to 100"
+    assert "Law 1 is broken first by INR: all balances sum to 100" in text
+    assert written["laws"]["2"]["holds"] is True
+    assert written["laws"]["3"]["holds"] is False
