@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services import sql
+from services.names import stream_name
 from tallystick.event.v1 import event_pb2
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 STREAM_ENTRIES_MAX = 3_000_000
 _ROWS_PER_TURN = 64
 _LEASE_MS = 5_000
+# Gives the lease up, unless another replica has taken it meanwhile.
+_RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end"
 # What a replica without the lease committed waits this long, and a suspension must reach every service within
 # a second.
 _POLL_SECONDS = 0.25
@@ -55,11 +58,6 @@ async def append(
         await connection.execute(sa.insert(log_table), {"events": payload, "relayed": 0})
 
 
-def stream_name(source: str) -> str:
-    """The Redis stream a service's events go to."""
-    return f"events:{source}"
-
-
 class Relay:
     """Publishes a service's event log to its Redis stream, in order, at least once.
 
@@ -80,6 +78,15 @@ class Relay:
 
     async def run(self) -> None:
         """Publish until cancelled. Redis or the database may go and come back."""
+        try:
+            await self._run()
+        finally:
+            # Another replica goes on at once, not when the lease has run out.
+            with contextlib.suppress(RedisError, TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._release()
+
+    async def _run(self) -> None:
         delay = 0.05
         while True:
             try:
@@ -113,6 +120,9 @@ class Relay:
             return False
         await self._redis.pexpire(key, _LEASE_MS)
         return True
+
+    async def _release(self) -> None:
+        await self._redis.eval(_RELEASE, 1, f"relay:{self._source}", self._token)
 
     async def _publish(self) -> bool:
         query = (

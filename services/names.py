@@ -1,8 +1,13 @@
-"""Resource names: `users/{uuid}` and the like, and the ids inside them."""
+"""Names that several services write and read: of resources, the ids inside them, and of event streams."""
 
 from __future__ import annotations
 
 from uuid import UUID
+
+
+def stream_name(service: str) -> str:
+    """The Redis stream a service's events go to."""
+    return f"events:{service}"
 
 
 def user_name(user_id: UUID) -> str:

@@ -13,8 +13,7 @@ from redis.asyncio import Connection, Redis, SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 
-from services import sql
-from services.event_log import stream_name
+from services.names import stream_name
 from services.refusal import Refusal
 from services.rpc import refusals
 from tallystick.event.v1 import event_pb2
@@ -238,6 +237,9 @@ async def consume(
             await _create_group(redis, key, group)
             pending = True
         except Exception as error:
+            # SQLAlchemy takes 20 MB and half a second, which a process without a database need not spend.
+            from services import sql
+
             away = isinstance(error, RedisError | Refusal)
             if not (away or sql.is_lost(error) or sql.is_conflict(error)):
                 raise

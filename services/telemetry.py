@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +23,9 @@ _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {
     "asctime",
     "taskName",
 }
+
+# W3C Trace Context, level 1, section 3.2: version, trace id, parent id, flags.
+_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})$")
 
 # The trace of the RPC being handled, sampled or not: (trace id, span id, sampled).
 _trace: ContextVar[SpanContext | None] = ContextVar("trace", default=None)
@@ -98,34 +103,31 @@ def enter_trace(traceparent: str | None) -> SpanContext | None:
 
 
 def _parse(traceparent: str) -> SpanContext | None:
-    parts = traceparent.split("-")
-    if len(parts) != 4 or len(parts[1]) != 32 or len(parts[2]) != 16:
+    found = _TRACEPARENT.match(traceparent)
+    if found is None:
         return None
-    try:
-        return SpanContext(
-            int(parts[1], 16),
-            int(parts[2], 16),
-            is_remote=True,
-            trace_flags=TraceFlags(int(parts[3], 16)),
-        )
-    except ValueError:
-        return None
+    trace_id, span_id, flags = (int(part, 16) for part in found.groups())
+    return SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
+
+
+def current() -> SpanContext | None:
+    """The trace of the RPC being handled; None when there is none."""
+    span = trace.get_current_span().get_span_context()
+    return span if span.is_valid else _trace.get()
 
 
 def trace_id() -> str:
-    """The trace of the RPC being handled, 32 hex digits; empty when there is none."""
-    span = trace.get_current_span().get_span_context()
-    current = span if span.is_valid else _trace.get()
-    return f"{current.trace_id:032x}" if current is not None and current.is_valid else ""
+    """The current trace, 32 hex digits; empty when there is none."""
+    found = current()
+    return "" if found is None else f"{found.trace_id:032x}"
 
 
 def traceparent() -> str | None:
     """The header for calls made on behalf of the RPC being handled."""
-    span = trace.get_current_span().get_span_context()
-    current = span if span.is_valid else _trace.get()
-    if current is None or not current.is_valid:
+    found = current()
+    if found is None:
         return None
-    return f"00-{current.trace_id:032x}-{current.span_id:016x}-{current.trace_flags:02x}"
+    return f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}"
 
 
 def server_span(parent: SpanContext, method: str) -> trace.Span:
@@ -139,6 +141,18 @@ def server_span(parent: SpanContext, method: str) -> trace.Span:
     )
 
 
-def links(parents: Iterable[SpanContext]) -> Sequence[trace.Link]:
-    """Links from work done for many RPCs at once to the spans of those that are sampled."""
-    return [trace.Link(parent) for parent in parents if parent.trace_flags.sampled]
+def shared_span(
+    name: str, parents: Iterable[SpanContext | None]
+) -> contextlib.AbstractContextManager[object]:
+    """The span of work done for many RPCs at once: a child of the first sampled one, linked to the others.
+
+    Nothing at all when none is sampled.
+    """
+    sampled = [parent for parent in parents if parent is not None and parent.trace_flags.sampled]
+    if not sampled:
+        return contextlib.nullcontext()
+    return trace.get_tracer("tallystick.shared").start_as_current_span(
+        name,
+        context=trace.set_span_in_context(NonRecordingSpan(sampled[0]), otel_context.Context()),
+        links=[trace.Link(parent) for parent in sampled[1:]],
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from services import event_log
+from services import names
 from tallystick.event.v1 import event_pb2
 
 
@@ -20,4 +20,4 @@ async def publish(redis, *events):
     """Put events on their sources' streams, in order."""
     for event in events:
         fields = {"id": event.event_id, "event": event.SerializeToString()}
-        await redis.xadd(event_log.stream_name(event.source), fields)
+        await redis.xadd(names.stream_name(event.source), fields)

@@ -79,7 +79,7 @@ class Gateway:
             backend.behaviour["/tallystick.user.v1.AuthService/GetSigningKeys"] = self._answer_keys
         self.run(self._start_plane("127.0.0.1:0"))
         self._start_envoy()
-        self.channel = self.connect()
+        self.reconnect()
 
     def stop(self):
         if self.channel is not None:
@@ -139,18 +139,22 @@ class Gateway:
         """A good token."""
         return self.key.sign(claims_of(*roles, **claims))
 
-    def connect(self):
-        """A gRPC channel; the caller closes it."""
+    def reconnect(self):
+        """Call over a new connection from now on."""
+        if self.channel is not None:
+            self.channel.close()
         credentials = grpc.ssl_channel_credentials(self._listener.ca_file.read_bytes())
-        return grpc.secure_channel(f"127.0.0.1:{self.port}", credentials)
+        # Without an option of its own, a channel shares the connection of the one before.
+        alone = [("grpc.use_local_subchannel_pool", 1)]
+        self.channel = grpc.secure_channel(f"127.0.0.1:{self.port}", credentials, alone)
 
-    def call(self, path, request=b"", *, token=None, timeout=10, metadata=(), channel=None):
+    def call(self, path, request=b"", *, token=None, timeout=10, metadata=()):
         """One gRPC call. Answers what came back, whatever it is."""
         headers = [*metadata]
         if token is not None:
             headers.append(("authorization", f"Bearer {token}"))
         # On the wire, one message is a stream of one.
-        method = (channel or self.channel).unary_stream(path)
+        method = self.channel.unary_stream(path)
         rpc = method(_bytes(request), metadata=headers, timeout=timeout)
         messages = []
         with contextlib.suppress(grpc.RpcError):

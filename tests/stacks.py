@@ -45,12 +45,18 @@ class RunningStack:
 def start(directory: Path, *options: str, environment: Mapping[str, str] | None = None):
     """Start a stack and wait until it is ready."""
     log = directory / "up.log"
+    log.unlink(missing_ok=True)
     command = [*TALLYSTICK, "up", "--run-dir", directory / "run", *options]
     variables = {**os.environ, **(environment or {})}
     supervisor = process.start(command, log=log, environment=variables)
-    file = directory / "run" / "endpoints.json"
     try:
-        process.wait_until(file.exists, supervisor, name="The stack", log=log, seconds=90)
+        process.wait_until(
+            lambda: "Tallystick is ready" in log.read_text(),
+            supervisor,
+            name="The stack",
+            log=log,
+            seconds=90,
+        )
     except BaseException:
         process.stop(supervisor, grace_seconds=30)
         raise

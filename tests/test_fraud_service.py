@@ -414,7 +414,9 @@ async def test_a_lagging_replica_turns_back_neither_the_table_nor_the_cursor(aro
 
 
 def test_every_code_of_the_checks_is_in_the_contract_and_the_other_way_round():
-    in_contract = {name.removeprefix("CODE_") for name in pb.Signal.Code.DESCRIPTOR.values_by_name} - {"UNSPECIFIED"}
+    in_contract = {
+        name.removeprefix("CODE_") for name in pb.Signal.Code.DESCRIPTOR.values_by_name
+    } - {"UNSPECIFIED"}
 
     assert {code.value for code in Code} == in_contract
 

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 import grpc
 import pytest
@@ -98,8 +99,27 @@ def test_a_deadline_is_kept_by_the_gateway_itself(gateway):
         )
 
     assert time.monotonic() - begin < 2
+    # The gateway's, or the service's a moment earlier: it hears of the deadline too.
     assert answer.code is CODE.DEADLINE_EXCEEDED
-    assert answer.reason == ("gateway.tallystick", "CALL_TIMED_OUT")
+
+
+def test_a_call_without_a_deadline_or_with_a_longer_one_gets_its_rpcs(gateway):
+    async def sleeps(request, context):
+        await asyncio.sleep(5)
+
+    plane, good = gateway.plane, gateway.plane.discovery.snapshot
+    short = [replace(route, timeout=timedelta(milliseconds=300)) for route in plane._routes]
+    updates = gateway.stat("http.public.rds.public.update_success")
+
+    publish(gateway, assemble(plane._settings, short, plane._inputs))
+    with behaving(gateway, "user", LIST_USERS, sleeps), gateway.web() as browser:
+        until(lambda: gateway.stat("http.public.rds.public.update_success") > updates)
+        without = browser.call(LIST_USERS, token=gateway.token("ADMIN"))
+        longer = gateway.call(LIST_USERS, token=gateway.token("ADMIN"), timeout=10)
+    publish(gateway, good)
+
+    assert without.code is longer.code is CODE.DEADLINE_EXCEEDED
+    assert without.reason == ("gateway.tallystick", "CALL_TIMED_OUT")
 
 
 def test_a_service_that_is_gone_is_unavailable_and_comes_back(gateway):
@@ -265,3 +285,5 @@ def test_a_listener_that_changes_keeps_its_port_and_loses_no_call(gateway):
 
     assert {answer.code for answer in answers} == {CODE.OK}
     assert gateway.plane.discovery.rejections == {}
+    # Connections made before still use the listener, and the buckets, of then.
+    gateway.reconnect()

@@ -5,6 +5,8 @@ Nothing here is private to the demo; it is the generated stubs and the published
 
 from __future__ import annotations
 
+import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -263,14 +265,15 @@ class Operator(Client):
             async for case in self._open_cases():
                 if subject in {case.user.name, case.payment.name}:
                     return case
-            async for message in watch:
+            while True:
+                message = await watch.read()
+                assert isinstance(message, review_service_pb2.WatchCasesResponse)
                 if subject in {message.case.user.name, message.case.payment.name}:
                     return message.case
         except grpc.aio.AioRpcError as error:
             raise ApiError(error) from error
         finally:
             watch.cancel()
-        raise AssertionError("the stream ended before its deadline")
 
     async def _open_cases(self) -> AsyncIterator[review_service_pb2.Case]:
         request = review_service_pb2.ListCasesRequest(state=review_service_pb2.Case.STATE_OPEN)
@@ -312,6 +315,11 @@ async def send(
             response: Response = await call
             return response
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or attempt == _TRIES:
-                raise ApiError(error) from error
+            refusal = ApiError(error)
+            if refusal.code is not grpc.StatusCode.UNAVAILABLE or attempt == _TRIES:
+                raise refusal from error
+            # As long as the platform asks for; else with jitter, lest all clients come at once.
+            jitter = timedelta(milliseconds=2**attempt * (50 + secrets.randbelow(50)))
+            wait = refusal.retry_after or jitter
+            await asyncio.sleep(wait.total_seconds())
     raise AssertionError

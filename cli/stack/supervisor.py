@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import signal
 import subprocess
@@ -142,8 +141,8 @@ class Supervisor:
 
     async def _stop(self, kept: _Kept) -> None:
         kept.keeper.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await kept.keeper
+        # Not `await kept.keeper`: its cancellation and one of ours would look the same.
+        await asyncio.wait([kept.keeper])
         if kept.process.poll() is None:
             kept.process.send_signal(signal.SIGTERM)
             try:

@@ -26,20 +26,24 @@ class SigningKeys:
 
     def __init__(self, addresses: Sequence[str], tls: Tls) -> None:
         self._channels = [connect(address, "user", tls) for address in addresses]
+        self._away = False
 
     async def fetch(self) -> str | None:
         """The JSON Web Key Set as it is now, from the first replica that answers; None when none does."""
+        cause = "no address"
         for channel in self._channels:
             stub = auth_service_pb2_grpc.AuthServiceStub(channel)
             request = auth_service_pb2.GetSigningKeysRequest()
             try:
                 answer = await stub.GetSigningKeys(request, timeout=_DEADLINE_SECONDS)
             except AioRpcError as error:
-                log.warning(
-                    "no signing keys", extra={"cause": f"{error.code()}: {error.details()}"}
-                )
+                cause = f"{error.code().name}: {error.details()}"
                 continue
+            self._away = False
             return answer.json_web_key_set
+        if not self._away:  # once, however often we ask
+            log.warning("the user service does not tell its keys", extra={"cause": cause})
+        self._away = True
         return None
 
     async def close(self) -> None:

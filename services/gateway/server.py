@@ -159,7 +159,14 @@ class ControlPlane:
             if self._inputs is None:
                 return None
             keys = self._inputs.json_web_key_set
-        return Inputs(keys, _read_credentials(self._settings))
+        try:
+            credentials = _read_credentials(self._settings)
+        except OSError as error:  # they are being renewed, or somebody took them away
+            if self._inputs is None:
+                raise
+            log.error("certificates cannot be read", extra={"cause": str(error)})  # noqa: TRY400 - it says enough
+            credentials = self._inputs.credentials
+        return Inputs(keys, credentials)
 
 
 def _holds_keys(json_web_key_set: str) -> bool:

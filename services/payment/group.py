@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from opentelemetry import metrics
+from opentelemetry.trace import SpanContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services import event_log, sql, telemetry
@@ -48,13 +49,13 @@ class Member:
         command: What to do.
         facts: What to ask the fraud service first; None for what needs no assessment.
         done: Resolves to the outcome, or to a Refusal.
-        trace_id: The trace it belongs to.
+        trace: The trace it belongs to.
     """
 
     command: Command
     facts: fraud_service_pb2.PaymentFacts | None
     done: asyncio.Future[Outcome]
-    trace_id: str
+    trace: SpanContext | None
 
 
 class Group:
@@ -93,6 +94,7 @@ class Group:
         self._queue_max = queue_max
         self._queue: deque[Member] = deque()
         self._filled = asyncio.Event()
+        self._closing = False
         self._sizes = metrics.get_meter("tallystick.payment").create_histogram(
             "tallystick.payment.group_size", "{command}", "Commands in one transaction"
         )
@@ -110,30 +112,33 @@ class Group:
         if len(self._queue) >= self._queue_max:
             raise refusals.overloaded(_OVERLOAD_RETRY)
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._queue.append(Member(command, facts, done, telemetry.trace_id()))
+        self._queue.append(Member(command, facts, done, telemetry.current()))
         self._filled.set()
         return await done
 
     async def run(self) -> None:
-        """Form groups until cancelled; what is queued then is still carried out."""
+        """Form groups until `close`; what is queued then is still carried out."""
         committing: asyncio.Task[None] | None = None
-        try:
-            while True:
-                if not self._queue:
-                    self._filled.clear()
-                    await self._filled.wait()
-                members = self._take()
-                await self._assess(members)
-                if committing is not None:
-                    await committing
-                committing = asyncio.create_task(self._commit(members))
-        finally:
+        while self._queue or not self._closing:
+            if not self._queue:
+                self._filled.clear()
+                await self._filled.wait()
+                continue
+            members = self._take()
+            await self._assess(members)
             if committing is not None:
                 await committing
-            while self._queue:
-                members = self._take()
-                await self._assess(members)
-                await self._commit(members)
+            committing = asyncio.create_task(self._commit(members))
+        if committing is not None:
+            await committing
+
+    def close(self) -> None:
+        """Let `run` end once the queue is empty.
+
+        It is not cancelled: that would reach a group on its way to the database, and nobody would answer its members.
+        """
+        self._closing = True
+        self._filled.set()
 
     def _take(self) -> list[Member]:
         size = min(len(self._queue), self._size_max)
@@ -143,7 +148,8 @@ class Group:
         asked = [member for member in members if member.facts is not None]
         if not asked:
             return
-        answers = await self._ask_fraud([member.facts for member in asked if member.facts])
+        with telemetry.shared_span("payment.assess", (member.trace for member in asked)):
+            answers = await self._ask_fraud([member.facts for member in asked if member.facts])
         risks = [DEGRADED] * len(asked) if answers is None else map(wire.risk, answers)
         for member, risk in zip(asked, risks, strict=True):
             assert isinstance(member.command, CreatePayment | SettlePending)
@@ -152,9 +158,10 @@ class Group:
     async def _commit(self, members: list[Member]) -> None:
         self._sizes.record(len(members))
         try:
-            outcomes = await sql.transact(
-                self._engine, lambda connection: self._decide(connection, members)
-            )
+            with telemetry.shared_span("payment.commit", (member.trace for member in members)):
+                outcomes = await sql.transact(
+                    self._engine, lambda connection: self._decide(connection, members)
+                )
         except Exception as error:
             if len(members) > 1 and not (sql.is_lost(error) or sql.is_conflict(error)):
                 # Something in one of them breaks the statement: alone, it breaks only its own.
@@ -188,7 +195,8 @@ class Group:
                 outcomes.append(member.command.decide(book, now))
             except Refusal as refusal:
                 outcomes.append(refusal)
-            traces += [member.trace_id] * (len(book.facts) - len(traces))
+            trace_id = f"{member.trace.trace_id:032x}" if member.trace else ""
+            traces += [trace_id] * (len(book.facts) - len(traces))
         await store.save(connection, book, now=now)
         recorded = events.events(zip(book.facts, traces, strict=True), new_id=self._new_id)
         await event_log.append(connection, store.event_log, recorded)

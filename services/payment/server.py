@@ -27,7 +27,7 @@ from services.payment.owners import Owners
 from services.payment.settings import Settings
 from services.rpc import channel
 from services.rpc.revocations import Revocations, follow_revocations
-from services.rpc.server import Registration, Server, until_terminated
+from services.rpc.server import Registration, Server, end, until_terminated
 from services.streams import Feed
 from tallystick.payment.v1 import (
     payment_service_pb2,
@@ -138,11 +138,10 @@ class PaymentServer:
     async def stop(self, *, notice_seconds: float = 0.0) -> None:
         """End calls, then background work, the group last so that nothing queued is lost; then connections."""
         await self._server.stop(notice_seconds=notice_seconds, grace_seconds=_GRACE_SECONDS)
-        others = [task for task in self.background if task is not self._group_task]
-        for tasks in (others, [task for task in self.background if task is self._group_task]):
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await end(*(task for task in self.background if task is not self._group_task))
+        self.group.close()
+        if self._group_task is not None:
+            await asyncio.gather(self._group_task, return_exceptions=True)
         await self._user.close()
         await self._fraud.close()
         with contextlib.suppress(OSError):

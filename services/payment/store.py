@@ -380,7 +380,9 @@ def _outcome(row: Any, found: dict[UUID, Payment], moved: dict[UUID, Transfer]) 
     refunded, update_micros = _REFUNDED.unpack(row.snapshot)
     updated = sql.instant(update_micros)
     payment = replace(found[row.payment_id], refunded=refunded, update_time=updated)
-    return Resolved(payment) if row.transfer_id is None else Refunded(payment, moved[row.transfer_id])
+    return (
+        Resolved(payment) if row.transfer_id is None else Refunded(payment, moved[row.transfer_id])
+    )
 
 
 def _request_row(key: bytes, answered: Answered) -> dict[str, Any]:

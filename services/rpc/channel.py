@@ -31,7 +31,7 @@ class _TraceForward(UnaryUnaryClientInterceptor):
             metadata = client_call_details.metadata or Metadata()
             metadata.add("traceparent", parent)
             client_call_details = client_call_details._replace(metadata=metadata)  # type: ignore[attr-defined]
-        return await continuation(client_call_details, request)  # type: ignore[misc]
+        return await continuation(client_call_details, request)
 
 
 def connect(address: str, service: str, tls: Tls) -> grpc.aio.Channel:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+
 from tallystick.access.v1 import access_pb2
 
 DEFAULT_TIMEOUT = timedelta(seconds=15)

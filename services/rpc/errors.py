@@ -8,7 +8,6 @@ from grpc.aio import AioRpcError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from services import sql
 from services.refusal import Kind, Refusal
 from services.rpc import refusals
 
@@ -67,6 +66,9 @@ def refusal_for(error: Exception) -> Refusal | None:
         return refusals.dependency_unavailable("service")
     if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
         return refusals.dependency_unavailable("redis")
+    # SQLAlchemy takes 20 MB and half a second, which a process without a database need not spend.
+    from services import sql
+
     if sql.is_lost(error) or sql.is_conflict(error):
         return refusals.dependency_unavailable("database")
     return None

@@ -19,7 +19,7 @@ from tallystick.access.v1 import access_pb2
 TRUST_DOMAIN = "spiffe://tallystick/"
 GATEWAY = "gateway"
 # Set by Envoy's jwt_authn from the token it verified; Envoy removes what a client sent under this name.
-TOKEN_PAYLOAD_HEADER = "x-jwt-payload"
+PAYLOAD_HEADER = "x-jwt-payload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def establish(context: grpc.aio.ServicerContext) -> Caller:  # type: ignore[type
     if peer != GATEWAY:
         return Caller(f"services/{peer}", frozenset(), peer, 0)
     for key, value in context.invocation_metadata() or ():
-        if key == TOKEN_PAYLOAD_HEADER:
+        if key == PAYLOAD_HEADER:
             return _from_payload(value if isinstance(value, str) else value.decode())
     return ANYBODY
 

@@ -87,7 +87,7 @@ class _Edge(grpc.aio.ServerInterceptor):
                         span.end()
 
             return grpc.unary_stream_rpc_method_handler(
-                serve_stream,  # type: ignore[arg-type]
+                serve_stream,
                 response_serializer=handler.response_serializer,
             )
 
@@ -111,7 +111,7 @@ class _Edge(grpc.aio.ServerInterceptor):
                     span.end()
 
         return grpc.unary_unary_rpc_method_handler(
-            serve,  # type: ignore[arg-type]
+            serve,
             response_serializer=handler.response_serializer,
         )
 
@@ -250,3 +250,17 @@ async def until_terminated(*background: asyncio.Task[None]) -> None:
     for task in background:
         if task.done():
             task.result()
+
+
+async def end(*background: asyncio.Task[None]) -> None:
+    """Cancel background work and wait until it has ended.
+
+    Asks again until it has: grpc.aio drops a cancellation that arrives just as a call ends, and who missed the only
+    one would go on for ever.
+    """
+    pending = set(background)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=0.1)
+    await asyncio.gather(*background, return_exceptions=True)

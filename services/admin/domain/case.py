@@ -205,7 +205,7 @@ def conclude(case: Case, asked: Case, outcome: Outcome, *, now: datetime) -> Cas
         or is about a decision that no longer stands.
     """
     same = (asked.decision, asked.decider_id, asked.reason)
-    if case.state is not State.DECIDING:
+    if case.state is not State.DECIDING or (case.decision, case.decider_id, case.reason) != same:
         return case
     assert case.decision is not None
     if outcome is Outcome.IN_EFFECT:

@@ -33,8 +33,8 @@ class Session(_message.Message):
     user: _builtins.str
     """`users/{uuid}` of the person signed in."""
     access_token: _builtins.str
-    """ES256 JSON Web Token for the `authorization: Bearer` header. Claims: iss, aud, sub, roles, iat, iat_us (in microseconds), exp,
-    jti, sid.
+    """ES256 JSON Web Token for the `authorization: Bearer` header. Claims: iss, aud, sub, roles, iat, iat_us (the same
+    in microseconds), exp, jti, sid.
     """
     refresh_token: _builtins.str
     """Opaque, used once. Keep it secret."""

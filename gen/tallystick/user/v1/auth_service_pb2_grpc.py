@@ -86,7 +86,8 @@ class AuthServiceServicer:
         """Exchanges a refresh token for a new access token and a new refresh token; the old one is spent.
 
         A spent token that comes again is theft or a lost answer, and nobody can tell which: the whole session ends.
-        Refused, checked in this order: REFRESH_TOKEN_UNKNOWN, REFRESH_TOKEN_REUSED, SESSION_ENDED, USER_SUSPENDED, USER_REJECTED.
+        Refused, checked in this order: REFRESH_TOKEN_UNKNOWN, REFRESH_TOKEN_REUSED, SESSION_ENDED, USER_SUSPENDED,
+        USER_REJECTED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -27,7 +27,8 @@ class AuthServiceStub:
     """Exchanges a refresh token for a new access token and a new refresh token; the old one is spent.
 
     A spent token that comes again is theft or a lost answer, and nobody can tell which: the whole session ends.
-    Refused, checked in this order: REFRESH_TOKEN_UNKNOWN, REFRESH_TOKEN_REUSED, SESSION_ENDED, USER_SUSPENDED, USER_REJECTED.
+    Refused, checked in this order: REFRESH_TOKEN_UNKNOWN, REFRESH_TOKEN_REUSED, SESSION_ENDED, USER_SUSPENDED,
+    USER_REJECTED.
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]
     """Ends the session a refresh token belongs to. Ending an ended or unknown one succeeds."""
@@ -68,7 +69,8 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         """Exchanges a refresh token for a new access token and a new refresh token; the old one is spent.
 
         A spent token that comes again is theft or a lost answer, and nobody can tell which: the whole session ends.
-        Refused, checked in this order: REFRESH_TOKEN_UNKNOWN, REFRESH_TOKEN_REUSED, SESSION_ENDED, USER_SUSPENDED, USER_REJECTED.
+        Refused, checked in this order: REFRESH_TOKEN_UNKNOWN, REFRESH_TOKEN_REUSED, SESSION_ENDED, USER_SUSPENDED,
+        USER_REJECTED.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,470 @@
+"""Any sequence of commands through the group and the real store, against a model that only counts.
+
+The model knows nothing of accounts, transfers or books: who has how much where, where each payment stands, and what
+each request was answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import shutil
+from collections import Counter
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
+
+import sqlalchemy as sa
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from uuid_utils.compat import uuid7
+
+from services import names, sql
+from services.money import Money
+from services.payment import audit, store
+from services.payment.domain.book import Policy, Request, Task
+from services.payment.domain.commands import (
+    CreatePayment,
+    MoveFunds,
+    RecordAssessment,
+    Refund,
+    ResolveHold,
+    SetOwner,
+    SettlePending,
+)
+from services.payment.domain.ledger import Bucket, Purpose, WalletKey
+from services.payment.domain.payment import Decision, Risk, State
+from services.payment.group import Group
+from services.refusal import Refusal
+from tallystick.fraud.v1 import fraud_service_pb2 as fraud_pb
+
+POLICY = Policy(frozenset({"INR"}), degraded_floor=50, offline_cap=40)
+PEOPLE = tuple(UUID(int=number) for number in range(101, 105))
+VENDORS = PEOPLE[2:]
+
+ANSWERS = {
+    Decision.ALLOW: fraud_pb.Assessment.DECISION_ALLOW,
+    Decision.REVIEW: fraud_pb.Assessment.DECISION_REVIEW,
+    Decision.DECLINE: fraud_pb.Assessment.DECISION_DECLINE,
+}
+
+people = st.sampled_from(PEOPLE)
+vendors = st.sampled_from(VENDORS)
+amounts = st.sampled_from([1, 7, 10, 30, 50, 51, 90])
+answers = st.sampled_from([Decision.ALLOW] * 3 + [Decision.REVIEW] * 3 + [Decision.DECLINE])
+which = st.integers(0, 10**6)
+# Most requests are new, a few come again or lend their id to another.
+ids = st.sampled_from([None, None, None, 0, 1, 2])
+
+
+class Model:
+    """What should be so."""
+
+    def __init__(self):
+        self.active = {}
+        self.versions = {}
+        self.money = Counter()  # by (person or "out", bucket)
+        self.payments = {}
+        self.requests = {}
+
+    def once(self, key, body, work):
+        """The answer of a request: the first one, or what `work` says; a refusal is not remembered."""
+        if key in self.requests:
+            earlier, answer = self.requests[key]
+            return answer if earlier == body else "REQUEST_ID_REUSED"
+        answer = work()
+        if not answer.isupper():
+            self.requests[key] = (body, answer)
+        return answer
+
+    def set_owner(self, person, active, version):
+        if version > self.versions.get(person, 0):
+            self.active[person], self.versions[person] = active, version
+        return "done"
+
+    def move(self, person, source, target, amount):
+        if person not in self.active:
+            return "WALLET_NOT_FOUND"
+        if not self.active[person]:
+            return "WALLET_NOT_ACTIVE"
+        if source != "out" and self.money[person, source] < amount:
+            return "INSUFFICIENT_FUNDS"
+        if target == "offline" and self.money[person, "offline"] + amount > POLICY.offline_cap:
+            return "OFFLINE_CAP_EXCEEDED"
+        self._transfer((person, source), (person, target), amount)
+        left = [self.money[person, bucket] for bucket in ("online", "offline", "held")]
+        return f"moved, leaving {left}"
+
+    def _transfer(self, source, target, amount):
+        self.money[source] -= amount
+        self.money[target] += amount
+
+    def pay(self, payment_id, payer, vendor, amount, decision, *, wait):
+        if not self.active.get(payer):
+            return "PAYER_NOT_ACTIVE"
+        if vendor not in self.active:
+            return "VENDOR_NOT_FOUND"
+        if not self.active[vendor]:
+            return "VENDOR_NOT_ACTIVE"
+        made = {"payer": payer, "vendor": vendor, "amount": amount, "refunded": 0}
+        self.payments[payment_id] = made | {"state": State.PENDING, "unseen": False}
+        if wait:
+            self.settle(payment_id, decision)
+        return f"payment {payment_id}"
+
+    def settle(self, payment_id, decision):
+        payment = self.payments[payment_id]
+        payer, vendor, amount = payment["payer"], payment["vendor"], payment["amount"]
+        if payment["state"] is not State.PENDING:
+            return f"payment {payment_id}"
+        small = amount <= POLICY.degraded_floor
+        if (
+            not (self.active[payer] and self.active[vendor])
+            or decision is Decision.DECLINE
+            or self.money[payer, "online"] < amount
+        ):
+            payment["state"] = State.FAILED
+        elif decision is Decision.ALLOW or (decision is Decision.DEGRADED and small):
+            self._transfer((payer, "online"), (vendor, "online"), amount)
+            payment["state"] = State.SUCCESS
+            payment["unseen"] = decision is Decision.DEGRADED
+        else:
+            self._transfer((payer, "online"), (payer, "held"), amount)
+            payment["state"] = State.FLAGGED
+        return f"payment {payment_id}"
+
+    def resolve(self, payment_id, *, approve):
+        payment = self.payments[payment_id]
+        if payment["state"] is not State.FLAGGED:
+            return "PAYMENT_NOT_FLAGGED"
+        receiver = payment["vendor"] if approve else payment["payer"]
+        self._transfer((payment["payer"], "held"), (receiver, "online"), payment["amount"])
+        payment["state"] = State.SUCCESS if approve else State.FAILED
+        return f"resolved {payment['state'].name}, refunded 0"
+
+    def refund(self, payment_id, amount):
+        payment = self.payments[payment_id]
+        if payment["state"] is not State.SUCCESS:
+            return "PAYMENT_NOT_SETTLED"
+        if payment["refunded"] + amount > payment["amount"]:
+            return "REFUND_EXCEEDS_PAYMENT"
+        if self.money[payment["vendor"], "online"] < amount:
+            return "VENDOR_FUNDS_INSUFFICIENT"
+        self._transfer((payment["vendor"], "online"), (payment["payer"], "online"), amount)
+        payment["refunded"] += amount
+        return f"refunded {payment['refunded']}"
+
+    def assessed(self, payment_id):
+        self.payments[payment_id]["unseen"] = False
+        return f"payment {payment_id}"
+
+
+def said(outcome):
+    """An outcome in the model's words."""
+    if outcome is None:
+        return "done"
+    if isinstance(outcome, Refusal):
+        return outcome.reason
+    kind = type(outcome).__name__
+    if kind == "Payment":
+        return f"payment {outcome.payment_id}"
+    if kind == "Resolved":
+        return f"resolved {outcome.payment.state.name}, refunded {outcome.payment.refunded}"
+    if kind == "Refunded":
+        return f"refunded {outcome.payment.refunded}"
+    online, offline, _, held = outcome.wallet.balances
+    return f"moved, leaving {[online, offline, held]}"
+
+
+class GroupAgainstModel(RuleBasedStateMachine):
+    """Commands are sent several at a time, so that they share groups; the model decides them one by one."""
+
+    def __init__(self, template, path):
+        super().__init__()
+        shutil.copyfile(template, path)
+        self.url = f"sqlite+aiosqlite:///{path}"
+        self.runner = asyncio.Runner()
+        self.model = Model()
+        self.answers = {}  # what the fraud service will say, by payment
+        self.away = False
+        self.waiting = []  # (command, facts, what the model says)
+        self.order = []  # payments, as they were made
+        self.runner.run(self.start())
+
+    async def start(self):
+        self.engine = sql.create_engine(self.url)
+        self.group = Group(
+            self.engine,
+            POLICY,
+            assess=self.assess,
+            committed=lambda: None,
+            now=lambda: datetime.now(UTC),
+            new_id=uuid7,
+            size_max=5,
+            queue_max=1_000,
+        )
+        self.running = asyncio.create_task(self.group.run())
+
+    async def stop(self):
+        self.group.close()
+        await self.running
+        await self.engine.dispose()
+
+    def teardown(self):
+        self.send()
+        self.runner.run(self.laws_hold())
+        self.runner.run(self.stop())
+        self.runner.close()
+
+    async def assess(self, facts):
+        if self.away:
+            return None
+        return [
+            fraud_pb.Assessment(payment=each.payment, decision=ANSWERS[self.answers[each.payment]])
+            for each in facts
+        ]
+
+    def plan(self, command, expected, facts=None):
+        self.waiting.append((command, facts, expected))
+
+    def once(self, caller, request, body):
+        """A request: a new one, or one of a few that all share."""
+        number = uuid4().int if request is None else request
+        key = caller.bytes + number.to_bytes(16)
+        return Request(key, hashlib.sha256(repr(body).encode()).digest(), str(UUID(int=number)))
+
+    @initialize(known=st.sampled_from([PEOPLE, PEOPLE, PEOPLE[1:3]]))
+    def some_have_money(self, known):
+        for person in known:
+            self.owner_changes(person, active=True, version=1)
+            self.moves(person, 90, "top_up", None)
+
+    @rule(
+        what=st.sampled_from(["owner", "owner", "owner", "fraud", "service"]),
+        person=people,
+        active=st.sampled_from([True, True, False]),
+        version=st.integers(1, 6),
+    )
+    def something_happens(self, what, person, active, version):
+        if what == "owner":
+            self.owner_changes(person, active, version)
+        elif what == "fraud":  # it goes away, or comes back
+            self.send()
+            self.away = not self.away
+        else:  # the service starts anew
+            self.send()
+            self.runner.run(self.stop())
+            self.runner.run(self.start())
+
+    def owner_changes(self, person, active, version):
+        command = SetOwner(person, active, person in VENDORS, version, POLICY.currencies)
+        self.plan(command, self.model.set_owner(person, active, version))
+
+    @rule(
+        person=people,
+        amount=amounts,
+        kind=st.sampled_from(["top_up", "top_up", "payout", "to_offline", "to_online"]),
+        request=ids,
+    )
+    def money_moves(self, person, amount, kind, request):
+        self.moves(person, amount, kind, request)
+
+    def moves(self, person, amount, kind, request):
+        purpose, source, target = {
+            "top_up": (Purpose.TOP_UP, None, Bucket.ONLINE),
+            "payout": (Purpose.PAYOUT, Bucket.ONLINE, None),
+            "to_offline": (Purpose.MOVE_BALANCE, Bucket.ONLINE, Bucket.OFFLINE),
+            "to_online": (Purpose.MOVE_BALANCE, Bucket.OFFLINE, Bucket.ONLINE),
+        }[kind]
+        body = (kind, amount)
+        command = MoveFunds(
+            request=self.once(person, request, body),
+            transfer_id=uuid7(),
+            wallet=WalletKey(person, "INR"),
+            purpose=purpose,
+            source=source,
+            target=target,
+            amount=Money(amount, "INR"),
+            reference="",
+            actor="",
+        )
+        source, target = (bucket.name.lower() if bucket else "out" for bucket in (source, target))
+        if kind != "top_up" and person not in self.model.active:
+            expected = "WALLET_NOT_FOUND"
+        else:
+            expected = self.model.once(
+                command.request.key, body, lambda: self.model.move(person, source, target, amount)
+            )
+        self.plan(command, expected)
+
+    @rule(
+        payer=people,
+        vendor=vendors,
+        amount=amounts,
+        answer=answers,
+        wait=st.booleans(),
+        request=ids,
+        times=st.integers(1, 4),
+    )
+    def payments_are_made(self, payer, vendor, amount, answer, wait, request, times):
+        for _ in range(times if payer != vendor else 0):
+            self.pays(payer, vendor, amount, answer, wait=wait, request=request)
+
+    def pays(self, payer, vendor, amount, answer, *, wait, request):
+        body = ("pay", vendor, amount)
+        payment_id = uuid7()
+        self.answers[names.payment_name(payment_id)] = answer
+        command = CreatePayment(
+            request=self.once(payer, request, body),
+            payment_id=payment_id,
+            transfer_id=uuid7(),
+            payer=WalletKey(payer, "INR"),
+            vendor_id=vendor,
+            site_id=None,
+            amount=amount,
+            position=None,
+            reference="",
+            wait=wait,
+        )
+        decision = Decision.DEGRADED if self.away else answer
+        expected = self.model.once(
+            command.request.key,
+            body,
+            lambda: self.model.pay(payment_id, payer, vendor, amount, decision, wait=wait),
+        )
+        if payment_id in self.model.payments:
+            self.order.append(payment_id)
+        facts = fraud_pb.PaymentFacts(payment=names.payment_name(payment_id))
+        self.plan(command, expected, facts if wait else None)
+
+    def has(self, state):
+        return any(payment["state"] is state for payment in self.model.payments.values())
+
+    def some_payment(self, number, state):
+        """Mostly one in a state, sometimes any."""
+        fitting = [each for each in self.order if self.model.payments[each]["state"] is state]
+        found = fitting if fitting and number % 5 else self.order
+        payment_id = found[number % len(found)]
+        payment = self.model.payments[payment_id]
+        return payment_id, WalletKey(payment["payer"], "INR"), WalletKey(payment["vendor"], "INR")
+
+    @precondition(lambda self: self.order)
+    @rule(number=which, answer=answers)
+    def a_payment_on_record_is_settled(self, number, answer):
+        self.send()  # as in service: nothing settles what is not yet on record
+        payment_id, payer, vendor = self.some_payment(number, State.PENDING)
+        self.answers[names.payment_name(payment_id)] = answer
+        decision = Decision.DEGRADED if self.away else answer
+        facts = fraud_pb.PaymentFacts(payment=names.payment_name(payment_id))
+        command = SettlePending(payment_id, uuid7(), payer, vendor)
+        self.plan(command, self.model.settle(payment_id, decision), facts)
+
+    @precondition(lambda self: self.has(State.FLAGGED))
+    @rule(number=which, approve=st.booleans(), request=ids)
+    def a_review_ends(self, number, approve, request):
+        payment_id, payer, vendor = self.some_payment(number, State.FLAGGED)
+        body = ("resolve", payment_id, approve)
+        once = self.once(UUID(int=1), request, body)
+        command = ResolveHold(once, payment_id, uuid7(), payer, vendor, approve, "", "seen")
+        resolve = lambda: self.model.resolve(payment_id, approve=approve)  # noqa: E731
+        self.plan(command, self.model.once(once.key, body, resolve))
+
+    @precondition(lambda self: self.has(State.SUCCESS))
+    @rule(number=which, amount=st.sampled_from([1, 3, 10, 90]), request=ids)
+    def a_payment_is_refunded(self, number, amount, request):
+        payment_id, payer, vendor = self.some_payment(number, State.SUCCESS)
+        body = ("refund", payment_id, amount)
+        once = self.once(vendor.owner_id, request, body)
+        money = Money(amount, "INR")
+        command = Refund(once, payment_id, uuid7(), payer, vendor, money, "", "")
+        refund = lambda: self.model.refund(payment_id, amount)  # noqa: E731
+        self.plan(command, self.model.once(once.key, body, refund))
+
+    @precondition(lambda self: any(each["unseen"] for each in self.model.payments.values()))
+    @rule(number=which)
+    def an_unseen_payment_is_assessed(self, number):
+        unseen = [each for each in self.order if self.model.payments[each]["unseen"]]
+        payment_id = unseen[number % len(unseen)]
+        payer = WalletKey(self.model.payments[payment_id]["payer"], "INR")
+        command = RecordAssessment(payment_id, payer, Risk(Decision.REVIEW, 60, ("SIGN",)))
+        self.plan(command, self.model.assessed(payment_id))
+
+    @precondition(lambda self: self.waiting)
+    @rule()
+    def what_waits_comes_again(self):
+        """As after a lost answer: the same commands once more, all at once."""
+        for command, facts, expected in list(self.waiting):
+            if expected.isupper() or getattr(command, "request", None) is None:
+                continue
+            self.plan(command, expected, facts)
+
+    @rule()
+    def send(self):
+        """Everything planned, at once; then the database must say what the model says."""
+        waiting, self.waiting = self.waiting, []
+        outcomes = self.runner.run(self.submit_all(waiting))
+        for (_, _, expected), outcome in zip(waiting, outcomes, strict=True):
+            STAT[expected.split()[0]]+=1; STAT["commands"]+=1
+            if expected.startswith("payment "): STAT["payment "+outcome.state.name]+=1
+            assert said(outcome) == expected
+        self.runner.run(self.compare())
+
+    async def submit_all(self, waiting):
+        work = (self.group.submit(command, facts) for command, facts, _ in waiting)
+        outcomes = await asyncio.gather(*work, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException) and not isinstance(outcome, Refusal):
+                raise outcome
+        return outcomes
+
+    async def compare(self):
+        async with sql.reading(self.engine) as connection:
+            for person in PEOPLE:
+                wallet = await store.read_wallet(connection, WalletKey(person, "INR"))
+                assert (wallet is not None) == (person in self.model.active)
+                if wallet is None:
+                    continue
+                expected = [self.model.money[person, b.name.lower()] for b in Bucket]
+                assert wallet.balances == expected
+                assert wallet.active == self.model.active[person]
+            found = await store.read_payments(connection, self.order)
+            tasks = set((await connection.execute(sa.select(store.payment_tasks))).all())
+        assert len(found) == len(self.order)
+        due = set()
+        for payment_id, payment in found.items():
+            expected = self.model.payments[payment_id]
+            assert payment.state is expected["state"]
+            assert payment.refunded == expected["refunded"]
+            if payment.state is State.PENDING:
+                due.add((Task.SETTLE, payment_id))
+            if expected["unseen"]:
+                due.add((Task.ASSESS, payment_id))
+        assert {(Task(row.task), row.payment_id) for row in tasks} == due
+
+    async def laws_hold(self):
+        findings = await audit.check(self.engine)
+        assert [each.first_broken for each in findings.values() if not each.holds] == []
+
+
+def test_the_group_and_the_store_do_what_the_model_says(sqlite_url, tmp_path):
+    template = sqlite_url("payment").removeprefix("sqlite+aiosqlite:///")
+    made = iter(range(10**6))
+
+    run_state_machine_as_test(
+        lambda: GroupAgainstModel(template, tmp_path / f"model-{next(made)}.db"),
+        settings=settings(max_examples=15, stateful_step_count=60, deadline=None),
+    )
+
+
+
+
+STAT = Counter()
+def test_zz_stat():
+    print()
+    for k,v in sorted(STAT.items()): print(k,v)
