@@ -159,13 +159,16 @@ def running() -> Iterator[str]:
     Raises:
         StartError: MariaDB is not installed; the message names the package.
     """
-    with tempfile.TemporaryDirectory(prefix="tallystick-mariadb-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="tallystick-mariadb-") as scratch,
+        process.Ports() as ports,
+    ):
         directory, accounts = Path(scratch) / "data", Path(scratch) / "accounts.sql"
         log = Path(scratch) / "mariadb.log"
         account = Account("tests", secrets.token_hex(16))
         install(directory)
         write_accounts(accounts, [account])
-        port = process.free_port()
+        port = ports.take()
         server = process.start(command(port, directory, accounts, durable=False), log=log)
         try:
             process.wait_until(lambda: answers(port), server, name="MariaDB", log=log)

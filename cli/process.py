@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 _LOG_TAIL_BYTES = 2_000
 # Not seeded: tests that seed the shared one would all draw the same ports.
@@ -115,17 +116,52 @@ def find(program: str, *, package: str) -> str:
     return found
 
 
-def free_port() -> int:
-    """A port on 127.0.0.1 that nobody listens on now.
+class Ports:
+    """Ports on 127.0.0.1 that nobody else takes before their servers listen. A context manager.
 
-    Taken from below the range (32768 and up on Linux) that outgoing connections draw theirs from:
-    between this answer and the moment its owner listens, hundreds of those may be opened.
+    A port is held by a socket that is bound and does not listen: no other `Ports` gets it, and a
+    server that sets SO_REUSEADDR, as servers do, listens on it beside that socket, also when it
+    comes back after a crash.
     """
-    for _ in range(100):
-        port = _random.randrange(20_000, 32_000)
-        if is_free(port):
+
+    def __init__(self) -> None:
+        self._held: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for held in self._held:
+            held.close()
+
+    def take(self) -> int:
+        """A free port.
+
+        Taken from below the range (32768 and up on Linux) that outgoing connections draw theirs
+        from: between this answer and the moment a server listens, hundreds of those may be opened.
+
+        Raises:
+            StartError: there is none.
+        """
+        for _ in range(100):
+            port = _random.randrange(20_000, 32_000)
+            held = socket.socket()
+            try:
+                held.bind(("127.0.0.1", port))
+            except OSError:
+                held.close()
+                continue
+            # Only now: with it, two sockets that do not listen may be bound to one port.
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._held.append(held)
             return port
-    raise StartError("No free port found between 20000 and 32000 on 127.0.0.1.")
+        raise StartError("No free port found between 20000 and 32000 on 127.0.0.1.")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now. Nothing keeps others from it: prefer `Ports`."""
+    with Ports() as ports:
+        return ports.take()
 
 
 def is_free(port: int) -> bool:

@@ -53,9 +53,12 @@ def answers(port: int) -> bool:
 @contextlib.contextmanager
 def running() -> Iterator[int]:
     """A Valkey that keeps nothing, for as long as the block runs; its port."""
-    with tempfile.TemporaryDirectory(prefix="tallystick-valkey-") as scratch:
+    with (
+        tempfile.TemporaryDirectory(prefix="tallystick-valkey-") as scratch,
+        process.Ports() as ports,
+    ):
         log = Path(scratch) / "valkey.log"
-        port = process.free_port()
+        port = ports.take()
         server = process.start(command(port, Path(scratch), persistent=False), log=log)
         try:
             process.wait_until(lambda: answers(port), server, name="Valkey", log=log)

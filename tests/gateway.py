@@ -51,9 +51,8 @@ class Gateway:
         self._directory = directory
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._listener = pki.Authority(
-            directory / "public", pki.PUBLIC, now=datetime.now(UTC)
-        ).issue_listener()
+        self._authority = pki.Authority(directory / "public", pki.PUBLIC, now=datetime.now(UTC))
+        self._listener = self._authority.issue_listener()
         self._tls_for = tls_for
         self.redis_url = redis_url
         self.backends = {}
@@ -67,6 +66,7 @@ class Gateway:
         self.plane_port = 0
         self.envoy = None
         self.channel = None
+        self._left = []
 
     def start(self):
         self._thread.start()
@@ -82,8 +82,9 @@ class Gateway:
         self.reconnect()
 
     def stop(self):
-        if self.channel is not None:
-            self.channel.close()
+        for channel in (*self._left, self.channel):
+            if channel is not None:
+                channel.close()
         if self.envoy is not None:
             process.stop(self.envoy, grace_seconds=5)
         if self.plane is not None:
@@ -124,6 +125,21 @@ class Gateway:
         await asyncio.sleep(away_seconds)
         await self._start_plane(f"127.0.0.1:{self.plane_port}")
 
+    def renew_certificate(self):
+        """Another certificate for clients lies on the disk; the control plane looks now and not in 15 s."""
+        self._authority.issue_listener()
+        self._loop.call_soon_threadsafe(self.plane._changed.set)
+
+    def certificate(self):
+        """What a new client is shown, DER."""
+        context = ssl.create_default_context(cafile=str(self._listener.ca_file))
+        with (
+            socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection,
+            context.wrap_socket(connection, server_hostname="127.0.0.1") as secured,
+        ):
+            assert secured.version() == "TLSv1.3"
+            return secured.getpeercert(binary_form=True)
+
     def rotated(self, *keys):
         """The user service has these keys from now on, the first of them signs, and says so."""
         self.key, self.keys = keys[0], key_set(*keys)
@@ -140,9 +156,9 @@ class Gateway:
         return self.key.sign(claims_of(*roles, **claims))
 
     def reconnect(self):
-        """Call over a new connection from now on."""
+        """Call over a new connection from now on; calls under way end over theirs."""
         if self.channel is not None:
-            self.channel.close()
+            self._left.append(self.channel)
         credentials = grpc.ssl_channel_credentials(self._listener.ca_file.read_bytes())
         # Without an option of its own, a channel shares the connection of the one before.
         alone = [("grpc.use_local_subchannel_pool", 1)]

@@ -98,6 +98,18 @@ def test_the_devices_own_accuracy_counts_in_its_favour(accuracy, decision):
     assert assess(a_payment(position=position), [SHOP], LIMITS).decision is decision
 
 
+@pytest.mark.parametrize(
+    ("amount", "decision"), [(499_99, Decision.ALLOW), (500_00, Decision.REVIEW)]
+)
+def test_a_position_vaguer_than_the_limit_is_like_a_missing_one(amount, decision):
+    somewhere = Position(SHOP.latitude + 0.9, SHOP.longitude, 100_000.0)
+
+    found = assess(a_payment(amount, position=somewhere), [SHOP], LIMITS)
+
+    assert found.decision is decision
+    assert [signal.code for signal in found.signals] == [Code.POSITION_MISSING]
+
+
 def test_the_nearest_open_site_counts_when_none_is_named():
     near_the_stall = a_payment(position=north_of(STALL, 1_000))
 

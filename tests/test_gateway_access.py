@@ -262,6 +262,15 @@ def test_what_is_not_in_the_contract_is_unimplemented_with_and_without_a_token(g
     assert {answer.reason for answer in answers} == {("gateway.tallystick", "METHOD_UNKNOWN")}
 
 
+def test_names_that_strangers_make_up_leave_no_trace_in_the_statistics(gateway):
+    gateway.call("/made.up.Service/Method")
+    gateway.call(WATCH_PAYMENTS)
+
+    assert "made" not in gateway.admin("/stats")
+    assert gateway.call(WATCH_PAYMENTS, token=gateway.token("USER")).code is CODE.OK
+    assert "tallystick_payment_v1_PaymentService.WatchPayments" in gateway.admin("/stats")
+
+
 def test_reflection_and_health_stay_inside(gateway):
     for path in (
         "/grpc.health.v1.Health/Check",

@@ -137,6 +137,11 @@ def test_a_changed_rpc_changes_nothing_but_routes_so_that_buckets_stay():
     assert changed(told([a_route()]), told([stricter])) == {snapshot.ROUTES}
 
 
+@pytest.mark.parametrize("text", ["127.0.0.1:1", "[::1]:1", "payment.example:50051"])
+def test_an_address_is_written_as_it_is_read(text):
+    assert str(Address.parse(text)) == text
+
+
 def test_services_known_by_a_name_are_found_by_dns():
     found = told([a_route()], backends={"payment": [Address("payment.example", 50051)]})
 

@@ -17,8 +17,10 @@ from envoy_data_plane.envoy.config.route import v3 as envoy_route
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any
 from google.rpc import error_details_pb2
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 
 from services.gateway.domain import snapshot as snapshots
+from services.gateway.domain.edge import Address
 from services.gateway.server import assemble
 from services.rpc import refusals
 from tests.gateway import until
@@ -195,6 +197,16 @@ def test_a_new_signing_key_counts_within_two_seconds_and_the_old_one_goes_on(gat
     )
 
 
+def test_a_renewed_certificate_is_shown_to_new_clients_and_ends_no_call(gateway):
+    before = gateway.certificate()
+
+    with calling(gateway, WATCH_PAYMENTS) as answers:
+        gateway.renew_certificate()
+        until(lambda: gateway.certificate() != before)
+
+    assert {answer.code for answer in answers} == {CODE.OK}
+
+
 def test_a_restarted_control_plane_disturbs_nobody_and_takes_over(gateway):
     watched = gateway.token("USER")
     gateway.call(CREATE, token=watched)
@@ -254,6 +266,66 @@ def with_bad_routes(snapshot):
     return {**snapshot, snapshots.ROUTES: snapshots.Resources.of({"public": Any.pack(table)})}
 
 
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Keeps the spans it is sent."""
+
+    def __init__(self):
+        self.spans = []
+
+    async def Export(self, request, context):
+        for of_resource in request.resource_spans:
+            for of_scope in of_resource.scope_spans:
+                self.spans.extend(of_scope.spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+@pytest.fixture
+def collector(gateway):
+    """(the collector, its address), and the gateway traces every call to it."""
+    kept = Collector()
+
+    async def start():
+        server = grpc.aio.server()
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(kept, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, port
+
+    server, port = gateway.run(start())
+    plane, good = gateway.plane, gateway.plane.discovery.snapshot
+    edge = replace(plane._settings.edge, collector=Address("127.0.0.1", port), trace_percent=100.0)
+    change_listener(
+        gateway, assemble(replace(plane._settings, edge=edge), plane._routes, plane._inputs)
+    )
+    yield kept
+    change_listener(gateway, good)
+    gateway.run(server.stop(None))
+
+
+def change_listener(gateway, snapshot):
+    before = gateway.stat("listener_manager.listener_modified")
+    publish(gateway, snapshot)
+    until(lambda: gateway.stat("listener_manager.listener_modified") == before + 1)
+    # Connections made before still use the listener, and the buckets, of then.
+    gateway.reconnect()
+
+
+def test_a_sampled_call_is_one_trace_from_the_gateway_to_the_service(gateway, collector):
+    subject = "users/0c5cb6a2-8f6e-44dd-8c61-34ab32f0fd04"
+    token = gateway.token("USER", subject=subject)
+    forced = "00-11111111111111111111111111111111-2222222222222222-00"
+
+    for _ in range(10):  # Envoy sends spans when it has a few.
+        gateway.call(WATCH_PAYMENTS, token=token, metadata=[("traceparent", forced)])
+
+    calls = [call for each in gateway.backends["payment"] for call in each.calls]
+    arrived = [call.metadata["traceparent"] for call in calls if call.caller.subject == subject]
+    # Sampled by us, whatever the caller asks for.
+    assert {header[-2:] for header in arrived} == {"01"}
+    assert "1" * 32 not in {header[3:35] for header in arrived}
+    until(lambda: {span.trace_id.hex() for span in collector.spans} & {h[3:35] for h in arrived})
+
+
 def test_envoy_shows_its_state_and_nothing_else_where_it_is_observed(gateway):
     def status(path, method="GET"):
         connection = http.client.HTTPConnection("127.0.0.1", gateway.observe_port, timeout=5)
@@ -275,15 +347,10 @@ def test_a_listener_that_changes_keeps_its_port_and_loses_no_call(gateway):
     good = plane.discovery.snapshot
 
     with calling(gateway, WATCH_PAYMENTS) as answers:
-        before = gateway.stat("listener_manager.listener_modified")
-        publish(gateway, assemble(settings, plane._routes, plane._inputs))
-        until(lambda: gateway.stat("listener_manager.listener_modified") == before + 1)
-        publish(gateway, good)
-        until(lambda: gateway.stat("listener_manager.listener_modified") == before + 2)
+        change_listener(gateway, assemble(settings, plane._routes, plane._inputs))
+        change_listener(gateway, good)
         seen = len(answers)
         until(lambda: len(answers) > seen + 20)
 
     assert {answer.code for answer in answers} == {CODE.OK}
     assert gateway.plane.discovery.rejections == {}
-    # Connections made before still use the listener, and the buckets, of then.
-    gateway.reconnect()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from decimal import Decimal
 from typing import NoReturn
 
 from rich import box
@@ -14,9 +13,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
-
-from services.money import decimal_text
-from tallystick.type.v1 import money_pb2
 
 
 class CheckFailed(Exception):
@@ -99,8 +95,3 @@ class Screen:
         for row in rows:
             table.add_row(*row)
         self._console.print(Padding(table, (0, 0, 0, 4), expand=False))
-
-
-def amount_text(money: money_pb2.Money) -> str:
-    """`1,000.00`, with the decimals of its currency."""
-    return f"{Decimal(decimal_text(money.minor_units, money.currency_code)):,}"

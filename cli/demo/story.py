@@ -12,13 +12,13 @@ from uuid import UUID, uuid4
 import grpc
 
 from cli.demo.client import ApiError, Client, Gateway, Operator
-from cli.demo.screen import Screen, amount_text
+from cli.demo.screen import Screen
+from cli.demo.wording import CURRENCY, amount_text, change, inr, outcome_text, state_text
 from tallystick.access.v1 import access_pb2
 from tallystick.payment.v1 import payment_pb2, wallet_pb2
-from tallystick.type.v1 import money_pb2, position_pb2
+from tallystick.type.v1 import position_pb2
 from tallystick.user.v1 import user_pb2
 
-CURRENCY = "INR"
 # The tea house, in Bengaluru, and a city 290 km away.
 BENGALURU = position_pb2.Position(latitude=12.9716, longitude=77.5946, accuracy_meters=20)
 CHENNAI = position_pb2.Position(latitude=13.0827, longitude=80.2707, accuracy_meters=20)
@@ -96,11 +96,11 @@ class Story:
             # The old token still says PENDING: roles come with the next sign-in.
             person.client = await self._gateway.sign_in(person.username, person.password)
             me = await person.client.me()
-            screen.step(f"The operator approves {person.display_name}", _state(me))
+            screen.step(f"The operator approves {person.display_name}", state_text(me))
             screen.check(
                 me.state == user_pb2.User.STATE_ACTIVE,
                 f"{person.display_name} is active",
-                _state(me),
+                state_text(me),
             )
 
     async def _register(self, name: str, site: position_pb2.Position | None = None) -> Person:
@@ -111,11 +111,11 @@ class Story:
         else:
             user = await self._gateway.register_vendor(username, password, name, site)
         role = access_pb2.Role.Name(user.role).removeprefix("ROLE_")
-        self._screen.step(f"{name} registers as {role}", _state(user))
+        self._screen.step(f"{name} registers as {role}", state_text(user))
         self._screen.check(
             user.state == user_pb2.User.STATE_PENDING_APPROVAL,
             f"{name} waits for approval",
-            _state(user),
+            state_text(user),
         )
         client = await self._gateway.sign_in(username, password)
         return Person(name, username, password, client)
@@ -197,7 +197,7 @@ class Story:
             now = await self._asha.client.payment(payment.name)
             verb = "approves" if approve else "rejects"
             screen.step(
-                f"The operator {verb} {amount_text(payment.amount)}: {reason}", _outcome(now)
+                f"The operator {verb} {amount_text(payment.amount)}: {reason}", outcome_text(now)
             )
             if approve:
                 self._expect(now, Payment.STATE_SUCCESS, "approved: the tea house has the money")
@@ -270,8 +270,8 @@ class Story:
         transfers.reverse()
         rows, balance = [], 0
         for transfer in transfers:
-            online = _change(transfer, f"{wallet.name}/online")
-            held = _change(transfer, f"{wallet.name}/held")
+            online = change(transfer, f"{wallet.name}/online")
+            held = change(transfer, f"{wallet.name}/held")
             balance += online
             purpose = wallet_pb2.Transfer.Purpose.Name(transfer.purpose)
             rows.append(
@@ -294,7 +294,7 @@ class Story:
         screen = self._screen
         screen.act("The operator suspends the tea house")
         user = await self._operator.suspend(self._shop.client.name, "Complaints.")
-        screen.step("Suspended, for complaints", _state(user))
+        screen.step("Suspended, for complaints", state_text(user))
         seconds = await self._until_wallet(self._shop, active=False, seconds=_SOON_SECONDS)
         screen.check(
             seconds <= _SOON_SECONDS, f"in effect everywhere after {seconds * 1000:.0f} ms", seconds
@@ -348,7 +348,7 @@ class Story:
             reference=title,
         )
         if title:
-            outcome = f"{_outcome(payment)}, {(time.monotonic() - started) * 1000:.0f} ms"
+            outcome = f"{outcome_text(payment)}, {(time.monotonic() - started) * 1000:.0f} ms"
             self._screen.step(f"{title}: {amount_text(payment.amount)}", outcome)
         return payment
 
@@ -402,29 +402,3 @@ class Story:
             wallet = await self._wallet(person)
             rows.append((person.display_name, amount_text(wallet.online), amount_text(wallet.held)))
         self._screen.table((f"Balances, {CURRENCY}", "online", "held"), rows)
-
-
-def inr(minor_units: int) -> money_pb2.Money:
-    """Paise, as an amount."""
-    return money_pb2.Money(minor_units=minor_units, currency_code=CURRENCY)
-
-
-def _outcome(payment: Payment) -> str:
-    """Its state, and why."""
-    outcome = Payment.State.Name(payment.state).removeprefix("STATE_")
-    if payment.failure_reason:
-        name = Payment.FailureReason.Name(payment.failure_reason)
-        return f"{outcome} ({name.removeprefix('FAILURE_REASON_')})"
-    if payment.state == Payment.STATE_FLAGGED:
-        return f"{outcome} ({', '.join(payment.risk.reasons)}, score {payment.risk.score})"
-    return outcome
-
-
-def _change(transfer: wallet_pb2.Transfer, account: str) -> int:
-    """What a transfer did to one account, in minor units."""
-    sign = (transfer.credit_account == account) - (transfer.debit_account == account)
-    return sign * transfer.amount.minor_units
-
-
-def _state(user: user_pb2.User) -> str:
-    return user_pb2.User.State.Name(user.state).removeprefix("STATE_")

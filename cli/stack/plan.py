@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from cli import databases, mariadb, pki, process, valkey
 from cli.databases import MYSQL, OWNERS
+from cli.process import Ports
 from cli.stack.layout import Layout, write_secret
 from cli.stack.supervisor import Program
 from services.environment import PREFIX, Environment, Tls
@@ -83,11 +84,12 @@ def service_of(name: str) -> str:
     return name.partition("-")[0]
 
 
-def plan(layout: Layout, profile: str, port: int, payment_processes: int) -> Plan:
+def plan(layout: Layout, ports: Ports, profile: str, port: int, payment_processes: int) -> Plan:
     """Plan a stack and write what its programs read: certificates, keys, accounts, Envoy's bootstrap.
 
     Args:
         layout: Its directories, claimed.
+        ports: Held as long as the stack runs.
         profile: `dev` or `mysql`.
         port: Where clients connect on 127.0.0.1; 0 takes a free one.
         payment_processes: At least 1.
@@ -100,15 +102,15 @@ def plan(layout: Layout, profile: str, port: int, payment_processes: int) -> Pla
         raise process.StartError(f"Port {port} of {HOST} is in use. Name another with --port.")
     environment = Environment()
     certificates = pki.prepare(layout.pki, (*OWNERS, GATEWAY), now=datetime.now(UTC))
-    redis_url = environment.text(_REDIS, "-") if profile == MYSQL else "-"
-    own_valkey = _valkey(layout) if redis_url == "-" else None
+    redis_url = environment.text(_REDIS, "") if profile == MYSQL else ""
+    own_valkey = None if redis_url else _valkey(layout, ports)
     if own_valkey is not None:
         redis_url = valkey.url(own_valkey.port)
-    own_mariadb, urls = _databases(layout, profile, environment)
+    own_mariadb, urls = _databases(layout, ports, profile, environment)
     payments = ("payment", *(f"payment-{n}" for n in range(2, payment_processes + 1)))
     names = ("user", *payments, "fraud", "admin", GATEWAY)
-    addresses = {name: f"{HOST}:{process.free_port()}" for name in names}
-    port = port or process.free_port()
+    addresses = {name: f"{HOST}:{ports.take()}" for name in names}
+    port = port or ports.take()
 
     shared = _addresses_of_services(addresses, payments)
     shared[_KEY_ENCRYPTION_KEY] = environment.text(
@@ -136,7 +138,7 @@ def plan(layout: Layout, profile: str, port: int, payment_processes: int) -> Pla
         PUBLIC_TLS_CERT_FILE=str(certificates.listener.certificate_file),
         PUBLIC_TLS_KEY_FILE=str(certificates.listener.key_file),
     )
-    envoy_port = process.free_port()
+    envoy_port = ports.take()
     return Plan(
         layout=layout,
         profile=profile,
@@ -184,9 +186,9 @@ def _addresses_of_services(
 
 
 def _databases(
-    layout: Layout, profile: str, environment: Environment
+    layout: Layout, ports: Ports, profile: str, environment: Environment
 ) -> tuple[Store | None, dict[str, str]]:
-    if profile != MYSQL or environment.text(databases.SERVER, "-") != "-":
+    if profile != MYSQL or environment.text(databases.SERVER, ""):
         return None, databases.of_profile(profile, layout.data, environment)
     accounts = {
         service: mariadb.Account(
@@ -196,16 +198,16 @@ def _databases(
     }
     accounts_file = layout.run / "mariadb-accounts.sql"
     mariadb.write_accounts(accounts_file, list(accounts.values()))
-    port = process.free_port()
+    port = ports.take()
     command = mariadb.command(port, layout.mariadb, accounts_file, durable=True)
     urls = {service: mariadb.url(port, account) for service, account in accounts.items()}
     return Store(_program(layout, "mariadb", command), port), urls
 
 
-def _valkey(layout: Layout) -> Store:
+def _valkey(layout: Layout, ports: Ports) -> Store:
     directory = layout.data / "valkey"
     directory.mkdir(mode=0o700, exist_ok=True)
-    port = process.free_port()
+    port = ports.take()
     return Store(_program(layout, "valkey", valkey.command(port, directory, persistent=True)), port)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from cli import mariadb, valkey
-from cli.process import StartError, tail
+from cli.process import Ports, StartError, tail
 from cli.stack.endpoints import Endpoints, Service
 from cli.stack.layout import Layout
 from cli.stack.plan import HOST, Plan, plan, service_of
@@ -41,8 +41,9 @@ def run(layout: Layout, profile: str, port: int, payment_processes: int) -> int:
         StartError: something did not start; everything that did is stopped again.
         SettingError: a variable that profile mysql reads is wrong.
     """
-    with layout.claim():
-        return asyncio.run(_run(Stack(plan(layout, profile, port, payment_processes))))
+    with layout.claim(), Ports() as ports:
+        planned = plan(layout, ports, profile, port, payment_processes)
+        return asyncio.run(_run(Stack(planned)))
 
 
 def say(sentence: str) -> None:

@@ -22,8 +22,9 @@ from services.admin.settings import Settings
 from services.environment import Environment
 from services.event_log import Relay
 from services.rpc import channel
+from services.rpc.lifetime import until_terminated
 from services.rpc.revocations import Revocations, follow_revocations
-from services.rpc.server import Registration, Server, until_terminated
+from services.rpc.server import Registration, Server
 from services.streams import Feed
 from tallystick.admin.v1 import review_service_pb2, review_service_pb2_grpc
 

@@ -9,7 +9,6 @@ from itertools import islice
 from grpc.aio import AioRpcError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services import sql, streams
@@ -49,13 +48,10 @@ class SiteFeed:
 
     async def load(self) -> None:
         """Fill the index from the table; call it before serving."""
-
-        async def work(connection: AsyncConnection) -> tuple[str | None, dict[str, VendorSites]]:
+        async with sql.reading(self._engine) as connection:
             # The cursor first: read after the table, it could be ahead of what the table said.
             cursor = await store.read_cursor(connection, _SOURCE)
-            return cursor, await store.read_vendors(connection)
-
-        cursor, vendors = await sql.transact(self._engine, work)
+            vendors = await store.read_vendors(connection)
         self._index.load(vendors)
         if cursor is not None:
             self._cursor = self._saved_cursor = cursor
@@ -74,7 +70,7 @@ class SiteFeed:
             await asyncio.sleep(_SAVE_SECONDS)
             try:
                 await self.save_now()
-            except (DBAPIError, OSError, TimeoutError) as error:
+            except Exception as error:
                 if not (sql.is_lost(error) or sql.is_conflict(error)):
                     raise
                 log.warning("sites wait to be saved", extra={"cause": repr(error)[:300]})

@@ -18,8 +18,9 @@ from services.fraud.events import SiteFeed
 from services.fraud.handlers import FraudHandlers
 from services.fraud.settings import Settings
 from services.rpc import channel
+from services.rpc.lifetime import until_terminated
 from services.rpc.revocations import Revocations, follow_revocations
-from services.rpc.server import Registration, Server, until_terminated
+from services.rpc.server import Registration, Server
 from tallystick.fraud.v1 import fraud_service_pb2, fraud_service_pb2_grpc
 
 SERVICE = "fraud"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import sys
 from dataclasses import dataclass
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from services import streams, telemetry
@@ -27,7 +29,7 @@ from services.gateway.handlers import DiscoveryService
 from services.gateway.settings import Settings
 from services.refusal import Refusal
 from services.rpc import errors
-from services.rpc.server import until_terminated
+from services.rpc.lifetime import end, until_terminated
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,10 @@ class ControlPlane:
     Args:
         settings: Its settings.
         routes: What Envoy is to serve.
+
+    Attributes:
+        discovery: What Envoys talk to.
+        background: Runs until `stop`.
     """
 
     def __init__(self, settings: Settings, routes: list[Route]) -> None:
@@ -84,12 +90,11 @@ class ControlPlane:
         self._routes = routes
         self._redis = streams.connect(settings.redis_url)
         self._keys = SigningKeys(
-            [f"{address.host}:{address.port}" for address in settings.backends["user"]],
-            settings.tls,
+            [str(address) for address in settings.backends["user"]], settings.tls
         )
         self._inputs: Inputs | None = None
         self._changed = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self.background: list[asyncio.Task[None]] = []
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
             options=[("grpc.so_reuseport", 0), ("grpc.keepalive_time_ms", 20_000)]
@@ -109,25 +114,20 @@ class ControlPlane:
         )
         port = self._server.add_secure_port(self._settings.listen, credentials)
         await self._server.start()
-        self._tasks = [
+        self.background = [
             asyncio.create_task(self._keep_current()),
             asyncio.create_task(follow_key_rotations(self._redis, self._changed.set)),
         ]
         log.info("control plane serving", extra={"port": port, "routes": len(self._routes)})
         return port
 
-    async def run(self) -> None:
-        """Wait until one of the tasks fails, which only a defect makes it do."""
-        await asyncio.gather(*self._tasks)
-
     async def stop(self) -> None:
         """End streams, connections and tasks. Envoy goes on with what it was told."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(*self.background)
         await self._server.stop(None)
         await self._keys.close()
-        await self._redis.aclose()
+        with contextlib.suppress(OSError):
+            await self._redis.aclose()
         log.info("stopped")
 
     async def _keep_current(self) -> None:
@@ -206,16 +206,10 @@ def read_settings(environment: Environment) -> tuple[Settings, list[Route]]:
 async def serve(settings: Settings, routes: list[Route]) -> None:
     """Serve until SIGTERM or SIGINT."""
     plane = ControlPlane(settings, routes)
-    await plane.start()
-    running = asyncio.create_task(plane.run())
-    ended = asyncio.create_task(until_terminated())
     try:
-        await asyncio.wait([running, ended], return_when=asyncio.FIRST_COMPLETED)
-        if running.done():
-            await running
+        await plane.start()
+        await until_terminated(*plane.background)
     finally:
-        ended.cancel()
-        running.cancel()
         await plane.stop()
 
 
@@ -226,5 +220,7 @@ def main() -> None:
     except SettingError as error:
         sys.exit(str(error))
     telemetry.configure(SERVICE, level=settings.log_level)
-    asyncio.run(serve(settings, routes))
-    telemetry.shut_down()
+    try:
+        uvloop.run(serve(settings, routes))
+    finally:
+        telemetry.shut_down()

@@ -26,8 +26,9 @@ from services.payment.handlers.wallets import WalletService
 from services.payment.owners import Owners
 from services.payment.settings import Settings
 from services.rpc import channel
+from services.rpc.lifetime import end, until_terminated
 from services.rpc.revocations import Revocations, follow_revocations
-from services.rpc.server import Registration, Server, end, until_terminated
+from services.rpc.server import Registration, Server
 from services.streams import Feed
 from tallystick.payment.v1 import (
     payment_service_pb2,

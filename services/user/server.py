@@ -16,8 +16,9 @@ from uuid_utils.compat import uuid7
 from services import sql, streams, telemetry
 from services.environment import Environment
 from services.event_log import Relay
+from services.rpc.lifetime import until_terminated
 from services.rpc.revocations import Revocations, keep_current
-from services.rpc.server import Registration, Server, until_terminated
+from services.rpc.server import Registration, Server
 from services.user import events, store
 from services.user.handlers.auth import AuthService, list_revocations
 from services.user.handlers.parties import PartyService

@@ -228,6 +228,11 @@ def _place_signals(facts: Facts, sites: Sequence[Site], limits: Limits) -> list[
     elif position.mocked:
         detail = "the device says that its position is made up"
         signals.append(_signal(Code.POSITION_MOCKED, detail))
+    elif position.accuracy_meters > limits.distance_meters:
+        # Taken at its word, a device that is "somewhere within 100 km" would be near everything.
+        detail = f"the position is only good to {position.accuracy_meters / 1000:.1f} km"
+        signals.append(_absence(Code.POSITION_MISSING, detail, facts, limits))
+        position = None
     places = _places(facts.site, sites)
     if not places:
         detail = "the vendor has no open site on record"

@@ -22,6 +22,9 @@ class Address:
         host, _, port = text.rpartition(":")
         return cls(host.strip("[]"), int(port))
 
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
     @property
     def is_ip(self) -> bool:
         """It can be connected to without asking DNS."""

@@ -166,7 +166,7 @@ class Assessment(_message.Message):
     decision: Global___Assessment.Decision.ValueType
     """What to do."""
     score: _builtins.int
-    """0 (no sign) to 100."""
+    """0 (no sign) to 100. Below 50 the decision is ALLOW, at 100 DECLINE, between them REVIEW."""
     @_builtins.property
     def signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signal]:
         """Strongest first."""
@@ -204,7 +204,7 @@ class Signal(_message.Message):
         CODE_DISTANCE_OVER_LIMIT: Signal._Code.ValueType  # 1
         """The device is further from the vendor's site than the limit (20 km by default), beyond its own accuracy."""
         CODE_POSITION_MISSING: Signal._Code.ValueType  # 2
-        """The payment came without a position."""
+        """The payment came without a position, or with one vaguer than the distance limit."""
         CODE_POSITION_MOCKED: Signal._Code.ValueType  # 3
         """The device says its position is made up."""
         CODE_SITE_UNKNOWN: Signal._Code.ValueType  # 4
@@ -224,7 +224,7 @@ class Signal(_message.Message):
     CODE_DISTANCE_OVER_LIMIT: Signal.Code.ValueType  # 1
     """The device is further from the vendor's site than the limit (20 km by default), beyond its own accuracy."""
     CODE_POSITION_MISSING: Signal.Code.ValueType  # 2
-    """The payment came without a position."""
+    """The payment came without a position, or with one vaguer than the distance limit."""
     CODE_POSITION_MOCKED: Signal.Code.ValueType  # 3
     """The device says its position is made up."""
     CODE_SITE_UNKNOWN: Signal.Code.ValueType  # 4

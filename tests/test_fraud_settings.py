@@ -1,0 +1,54 @@
+"""What a deployment may set of the fraud service."""
+
+from __future__ import annotations
+
+import pytest
+
+from services.environment import Environment, SettingError
+from services.fraud.domain.assessment import Limits
+from services.fraud.settings import Settings
+
+
+@pytest.fixture
+def variables(tls_for):
+    tls = tls_for("fraud")
+    return {
+        "TALLYSTICK_DATABASE_URL": "sqlite+aiosqlite:////tmp/fraud.db",
+        "TALLYSTICK_REDIS_URL": "redis://127.0.0.1:1",
+        "TALLYSTICK_USER_ADDRESS": "127.0.0.1:2",
+        "TALLYSTICK_TLS_CERT_FILE": str(tls.certificate_file),
+        "TALLYSTICK_TLS_KEY_FILE": str(tls.key_file),
+        "TALLYSTICK_TLS_CA_FILE": str(tls.ca_file),
+    }
+
+
+def test_limits_are_as_documented_unless_set(variables):
+    assert Settings.read(Environment(variables)).limits == Limits(
+        20_000.0, 50_000, 500_000, 10_000_000
+    )
+
+
+def test_every_limit_can_be_set(variables):
+    variables |= {
+        "TALLYSTICK_DISTANCE_LIMIT_METERS": "5000",
+        "TALLYSTICK_POSITION_FLOOR_MINOR_UNITS": "1",
+        "TALLYSTICK_REVIEW_LIMIT_MINOR_UNITS": "2",
+        "TALLYSTICK_HARD_LIMIT_MINOR_UNITS": "3",
+    }
+
+    assert Settings.read(Environment(variables)).limits == Limits(5_000.0, 1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DISTANCE_LIMIT_METERS", "far"),
+        ("POSITION_FLOOR_MINOR_UNITS", "-1"),
+        ("REVIEW_LIMIT_MINOR_UNITS", "10000001"),
+        ("HARD_LIMIT_MINOR_UNITS", "5.5"),
+        ("USER_ADDRESS", "nowhere"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_named(variables, name, value):
+    with pytest.raises(SettingError, match=f"TALLYSTICK_{name}"):
+        Settings.read(Environment({**variables, f"TALLYSTICK_{name}": value}))
