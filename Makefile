@@ -64,7 +64,7 @@ lint: $(DEV) check-contracts
 	$(BIN)/mypy
 
 test: $(DEV) debian-packages lint
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(DEV) debian-packages
 	$(BIN)/pytest -m slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,6 +99,17 @@ def database_url(dialect: str, request: pytest.FixtureRequest, tmp_path: Path) -
         return lambda service: _mariadb_database(server, service)
     templates: Path = request.getfixturevalue("sqlite_templates")
     return lambda service: _sqlite_database(templates, tmp_path, service)
+
+
+@pytest.fixture
+async def bank(
+    tls_for: Callable[[str], Tls], valkey_url: str, database_url: DatabaseUrl
+) -> AsyncIterator[Any]:
+    """A payment service on either database, and its surroundings. The laws must hold in the end."""
+    from tests.payment_stack import payment_stack
+
+    async with payment_stack(tls_for, valkey_url, database_url("payment")) as running:
+        yield running
 
 
 @pytest.fixture

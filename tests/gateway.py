@@ -231,7 +231,7 @@ class Gateway:
         )
         file = self._directory / "envoy.json"
         file.write_text(json.dumps(bootstrap(given)))
-        self.envoy = process.start(envoy_command(file, concurrency=1), log=self.log)
+        self.envoy = process.start(envoy_command(file, concurrency=2), log=self.log)
         process.wait_until(self._listening, self.envoy, name="Envoy", log=self.log)
 
     def _listening(self):

@@ -320,7 +320,9 @@ class PaymentStack:
 
     async def records(self):
         """Everything on record, but for which events were relayed."""
-        found = {table.name: Counter(await self.rows(table)) for table in store.metadata.tables.values()}
+        found = {
+            table.name: Counter(await self.rows(table)) for table in store.metadata.tables.values()
+        }
         found["event_log"] = Counter(row[:2] for row in await self.rows(store.event_log))
         return found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2
@@ -67,6 +69,20 @@ def test_who_calls_by_two_ways_draws_from_one_bucket(gateway, browser):
     answers += [browser.call(CREATE, token=token) for _ in range(6)]
 
     assert [answer.reached_the_service for answer in answers] == [True] * 10 + [False]
+
+
+def test_more_connections_and_worker_threads_give_no_more_tokens(gateway):
+    token = gateway.token("USER")
+
+    with ExitStack() as stack:
+        browsers = [stack.enter_context(gateway.web()) for _ in range(8)]
+        answers = [browser.call(CREATE, token=token) for browser in browsers]
+        listener = f"listener.127.0.0.1_{gateway.port}"
+        workers = [gateway.stat(f"{listener}.worker_{n}.downstream_cx_active") for n in (0, 1)]
+        answers += [browser.call(CREATE, token=token) for browser in browsers * 2]
+
+    assert min(workers) >= 4
+    assert sum(answer.reached_the_service for answer in answers) == 10
 
 
 def test_another_user_is_unaffected(gateway):

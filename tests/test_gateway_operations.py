@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import http.client
 import itertools
+import socket
 import threading
 import time
 from contextlib import closing, contextmanager
@@ -338,6 +339,24 @@ def test_envoy_shows_its_state_and_nothing_else_where_it_is_observed(gateway):
     assert status("/config_dump") == 404
     assert status("/quitquitquit") == 404
     assert status("/stats/prometheus", "POST") == 404
+
+
+def test_a_port_that_somebody_else_has_is_an_error_and_not_shared(gateway):
+    plane, good = gateway.plane, gateway.plane.discovery.snapshot
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        edge = replace(plane._settings.edge, listen=Address(*taken.getsockname()))
+        settings = replace(plane._settings, edge=edge)
+
+        publish(gateway, assemble(settings, plane._routes, plane._inputs))
+        until(lambda: gateway.plane.discovery.rejections)
+
+    assert "Address already in use" in gateway.plane.discovery.rejections["test", "Listener"]
+    publish(gateway, good)
+    until(lambda: not gateway.plane.discovery.rejections)
+    assert gateway.call(WATCH_PAYMENTS, token=gateway.token("USER")).code is CODE.OK
 
 
 def test_a_listener_that_changes_keeps_its_port_and_loses_no_call(gateway):

@@ -458,5 +458,3 @@ def test_the_group_and_the_store_do_what_the_model_says(sqlite_url, tmp_path):
         lambda: GroupAgainstModel(template, tmp_path / f"model-{next(made)}.db"),
         settings=settings(max_examples=15, stateful_step_count=60, deadline=None),
     )
-
-

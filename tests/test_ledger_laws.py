@@ -149,9 +149,7 @@ class World:
 
     def settle(self, payment, decision=Decision.ALLOW):
         risk = Risk(decision, 50, ("SIGN",))
-        return SettlePending(
-            payment.payment_id, self.new_id(), payment.payer, payment.vendor, risk
-        )
+        return SettlePending(payment.payment_id, self.new_id(), payment.payer, payment.vendor, risk)
 
     def resolve(self, payment, *, approve=True, key=None):
         return ResolveHold(

@@ -82,6 +82,12 @@ def public_listener(edge: Edge, encode: replies.Encode) -> envoy_listener.Listen
             )
         ],
         per_connection_buffer_limit_bytes=1024 * 1024,
+        # Left alone, a second Envoy on the same port takes half of the connections, and nobody is told.
+        enable_reuse_port=False,
+        # Connections are few and carry many calls: each worker thread gets as many as the next.
+        connection_balance_config=envoy_listener.ListenerConnectionBalanceConfig(
+            exact_balance=envoy_listener.ListenerConnectionBalanceConfigExactBalance()
+        ),
     )
 
 

@@ -14,10 +14,16 @@ from services.rpc.identity import Caller
 def once(caller: Caller, request_id: str, body: Message) -> Request:
     """What makes this call happen once: who asked, under which id, for what.
 
-    Two callers may use the same id: each has its own.
+    Two callers may use the same id: each has its own. One caller may not use it for two RPCs, not even where their
+    requests look alike on the wire.
     """
-    hashed = hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
-    return Request(scope(caller) + UUID(request_id).bytes, hashed, str(UUID(request_id)))
+    identity = UUID(request_id)
+    asked = type(body)()
+    asked.CopyFrom(body)
+    asked.ClearField("request_id")  # in capitals it is the same id
+    kind = asked.DESCRIPTOR.full_name.encode()
+    hashed = hashlib.sha256(kind + b":" + asked.SerializeToString(deterministic=True)).digest()
+    return Request(scope(caller) + identity.bytes, hashed, str(identity))
 
 
 def scope(caller: Caller) -> bytes:
