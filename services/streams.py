@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -21,13 +22,31 @@ from tallystick.event.v1 import event_pb2
 log = logging.getLogger(__name__)
 
 _BLOCK_MS = 1_000
-# What a watcher may lag behind before it is sent away, and what it reads at once to catch up.
-_WATCHER_EVENTS_MAX = 10_000
-_CATCH_UP_EVENTS = 500
+_ENTRIES_AT_ONCE = 200
+# What a watcher may lag behind before it is sent away.
+_WATCHER_ENTRIES_MAX = 2_000
 # What a member of a group took and did not finish in this time goes to another: its process is gone.
 _ABANDONED_MS = 30_000
 _CLAIM_EVERY_SECONDS = 10.0
 _CURSOR = re.compile(r"^\d{1,20}-\d{1,20}$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What one entry of a stream holds: some of the events of one transaction, in order."""
+
+    entry_id: str
+    events: Sequence[event_pb2.Event]
+
+    def behind(self, cursor: str) -> Iterator[tuple[str, event_pb2.Event]]:
+        """Its events, each with the cursor to resume behind it.
+
+        Inside an entry that is the cursor before the entry: who stops there gets the whole entry again, and
+        knows what it had by `event_id`.
+        """
+        last = len(self.events) - 1
+        for number, event in enumerate(self.events):
+            yield (self.entry_id if number == last else cursor), event
 
 
 class _Connection(Connection):
@@ -112,17 +131,17 @@ async def follow(
 
     Redis may go and come back; what was published meanwhile follows.
     """
-    key = stream_name(source)
     while True:
         try:
-            answer = await redis.xread({key: cursor}, count=500, block=_BLOCK_MS)
+            entries = await _read(redis, source, cursor)
         except RedisError as error:
             log.warning("stream waits", extra={"source": source, "cause": repr(error)[:300]})
             await asyncio.sleep(0.5)
             continue
-        for position, event in _entries(answer):
-            cursor = position
-            yield position, event
+        for entry in entries:
+            for position, event in entry.behind(cursor):
+                yield position, event
+            cursor = entry.entry_id
 
 
 class Feed:
@@ -131,25 +150,37 @@ class Feed:
     def __init__(self, redis: Redis, source: str) -> None:
         self._redis = redis
         self._source = source
-        self._watchers: set[asyncio.Queue[tuple[str, event_pb2.Event]]] = set()
+        self._watchers: set[asyncio.Queue[_Entry]] = set()
+        self._asked = asyncio.Event()
+        self._reading = asyncio.Event()
 
     async def run(self) -> None:
-        """Read until cancelled. A watcher that does not keep up is dropped; its cursor lets it resume."""
-        start = None
-        while start is None:
+        """Read while somebody watches, until cancelled.
+
+        A watcher that does not keep up is dropped; its cursor lets it resume.
+        """
+        while True:
+            await self._asked.wait()
             try:
-                start = await latest(self._redis, self._source)
+                cursor = await latest(self._redis, self._source)
+                self._reading.set()
+                while self._watchers:
+                    for entry in await _read(self._redis, self._source, cursor):
+                        cursor = entry.entry_id
+                        self._tell(entry)
             except RedisError as error:
-                log.warning(
-                    "feed waits", extra={"source": self._source, "cause": repr(error)[:300]}
-                )
-                await asyncio.sleep(0.5)
-        async for item in follow(self._redis, self._source, start):
-            for queue in list(self._watchers):
-                try:
-                    queue.put_nowait(item)
-                except asyncio.QueueFull:
-                    self._watchers.discard(queue)
+                # What they would miss from here on, watchers get again by their cursor.
+                self._watchers.clear()
+                log.warning("feed ends", extra={"source": self._source, "cause": repr(error)[:300]})
+            self._reading.clear()
+            self._asked.clear()
+
+    def _tell(self, entry: _Entry) -> None:
+        for queue in list(self._watchers):
+            try:
+                queue.put_nowait(entry)
+            except asyncio.QueueFull:
+                self._watchers.discard(queue)
 
     async def watch(
         self, cursor: str, wanted: Callable[[event_pb2.Event], bool]
@@ -161,33 +192,45 @@ class Feed:
         Raises:
             Refusal: cursor_expired; overloaded, when the watcher did not keep up.
         """
-        queue: asyncio.Queue[tuple[str, event_pb2.Event]] = asyncio.Queue(_WATCHER_EVENTS_MAX)
+        if cursor:
+            await check_cursor(self._redis, self._source, cursor)
+        else:
+            cursor = await latest(self._redis, self._source)
+        queue: asyncio.Queue[_Entry] = asyncio.Queue(_WATCHER_ENTRIES_MAX)
         self._watchers.add(queue)
+        self._asked.set()
         try:
-            if cursor:
-                await check_cursor(self._redis, self._source, cursor)
-            else:
-                cursor = await latest(self._redis, self._source)
+            await self._reading.wait()
             yield cursor, None
             while True:  # what came before this watcher was there to hear it
                 missed: Any = await self._redis.xrange(
-                    stream_name(self._source), min=f"({cursor}", count=_CATCH_UP_EVENTS
+                    stream_name(self._source), min=f"({cursor}", count=_ENTRIES_AT_ONCE
                 )
-                for position, event in _entries([[None, missed]]):
-                    cursor = position
-                    if wanted(event):
-                        yield position, event
-                if len(missed) < _CATCH_UP_EVENTS:
+                for entry in _entries([[None, missed]]):
+                    for position, event in entry.behind(cursor):
+                        if wanted(event):
+                            yield position, event
+                    cursor = entry.entry_id
+                if len(missed) < _ENTRIES_AT_ONCE:
                     break
-            while queue in self._watchers or not queue.empty():
-                position, event = await queue.get()
-                if _position(position) > _position(cursor):
-                    cursor = position
-                    if wanted(event):
-                        yield position, event
+            async for entry in self._heard(queue):
+                if is_behind(entry.entry_id, cursor):
+                    for position, event in entry.behind(cursor):
+                        if wanted(event):
+                            yield position, event
+                    cursor = entry.entry_id
             raise refusals.overloaded(timedelta(seconds=1))
         finally:
             self._watchers.discard(queue)
+
+    async def _heard(self, queue: asyncio.Queue[_Entry]) -> AsyncIterator[_Entry]:
+        while queue in self._watchers or not queue.empty():
+            try:
+                async with asyncio.timeout(_BLOCK_MS / 1000):
+                    entry = await queue.get()
+            except TimeoutError:
+                continue
+            yield entry
 
 
 async def consume(
@@ -211,7 +254,7 @@ async def consume(
         try:
             if clock() >= claim_at:
                 taken = await redis.xautoclaim(
-                    key, group, consumer, _ABANDONED_MS, count=200, justid=True
+                    key, group, consumer, _ABANDONED_MS, count=_ENTRIES_AT_ONCE, justid=True
                 )
                 pending = pending or bool(taken)
                 claim_at = clock() + _CLAIM_EVERY_SECONDS
@@ -219,18 +262,19 @@ async def consume(
                 group,
                 consumer,
                 {key: "0" if pending else ">"},
-                count=200,
+                count=_ENTRIES_AT_ONCE,
                 block=None if pending else _BLOCK_MS,
             )
             entries = _entries(answer)
             if pending and not entries:
                 pending = False
                 continue
-            for _, event in entries:
-                await handle(event)
+            for entry in entries:
+                for event in entry.events:
+                    await handle(event)
             # One acknowledgement for all: one for each would cost more than reading the event does.
             if entries:
-                await redis.xack(key, group, *(entry_id for entry_id, _ in entries))
+                await redis.xack(key, group, *(entry.entry_id for entry in entries))
         except ResponseError as error:
             if "NOGROUP" not in str(error):
                 raise
@@ -251,14 +295,19 @@ async def consume(
             await asyncio.sleep(0.5)
 
 
-def _entries(answer: Any) -> list[tuple[str, event_pb2.Event]]:
+async def _read(redis: Redis, source: str, cursor: str) -> list[_Entry]:
+    streams: Any = {stream_name(source): cursor}
+    return _entries(await redis.xread(streams, count=_ENTRIES_AT_ONCE, block=_BLOCK_MS))
+
+
+def _entries(answer: Any) -> list[_Entry]:
     # One stream is read at a time: [[key, [(id, fields), …]]]; fields are None for an entry trimmed meanwhile.
     if not answer:
         return []
     return [
-        (
+        _Entry(
             entry_id.decode(),
-            event_pb2.Event.FromString(fields[b"event"]) if fields else event_pb2.Event(),
+            event_pb2.EventBatch.FromString(fields[b"events"]).events if fields else (),
         )
         for entry_id, fields in answer[0][1]
     ]

@@ -19,5 +19,5 @@ def an_event(source, subject, *, at=None, **fact):
 async def publish(redis, *events):
     """Put events on their sources' streams, in order."""
     for event in events:
-        fields = {"id": event.event_id, "event": event.SerializeToString()}
+        fields = {"events": event_pb2.EventBatch(events=[event]).SerializeToString()}
         await redis.xadd(names.stream_name(event.source), fields)
