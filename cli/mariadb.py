@@ -151,7 +151,7 @@ def answers(port: int) -> bool:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[str]:
+def running(*, durable: bool = False) -> Iterator[str]:
     """A server that is fast and forgets, for as long as the block runs.
 
     Gives its URL, with all rights and no database.
@@ -169,7 +169,7 @@ def running() -> Iterator[str]:
         install(directory)
         write_accounts(accounts, [account])
         port = ports.take()
-        server = process.start(command(port, directory, accounts, durable=False), log=log)
+        server = process.start(command(port, directory, accounts, durable=durable), log=log)
         try:
             process.wait_until(lambda: answers(port), server, name="MariaDB", log=log)
             yield url(port, account)

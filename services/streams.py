@@ -28,7 +28,7 @@ _WATCHER_ENTRIES_MAX = 2_000
 # What a member of a group took and did not finish in this time goes to another: its process is gone.
 _ABANDONED_MS = 30_000
 _CLAIM_EVERY_SECONDS = 10.0
-_CURSOR = re.compile(r"^\d{1,20}-\d{1,20}$")
+_CURSOR = re.compile("[0-9]{1,20}-[0-9]{1,20}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,13 +104,18 @@ async def check_cursor(redis: Redis, source: str, cursor: str) -> None:
     """See that nothing behind a cursor has been dropped.
 
     Raises:
-        Refusal: cursor_expired, also for what is no cursor at all.
+        Refusal: cursor_expired, also for what is no cursor of this stream at all.
     """
-    if not _CURSOR.match(cursor):
+    if not _CURSOR.fullmatch(cursor):
         raise refusals.cursor_expired()
+    if cursor == "0-0":
+        return
     first: Any = await redis.xrange(stream_name(source), count=1)
     # A stream that Redis lost starts again with newer ids: whoever holds an older cursor may have missed events.
-    if cursor != "0-0" and (not first or _position(first[0][0].decode()) > _position(cursor)):
+    if not first or is_behind(first[0][0].decode(), cursor):
+        raise refusals.cursor_expired()
+    # Nobody was given a cursor ahead of the stream: who followed it would wait for events that never come.
+    if is_behind(cursor, await latest(redis, source)):
         raise refusals.cursor_expired()
 
 
@@ -171,6 +176,7 @@ class Feed:
             except RedisError as error:
                 # What they would miss from here on, watchers get again by their cursor.
                 self._watchers.clear()
+                self._reading.set()  # who waits for the reading to begin learns that it does not
                 log.warning("feed ends", extra={"source": self._source, "cause": repr(error)[:300]})
             self._reading.clear()
             self._asked.clear()

@@ -72,7 +72,7 @@ def inr(minor_units):
     return money_pb2.Money(minor_units=minor_units, currency_code="INR")
 
 
-def a_payment(vendor, minor_units=1_00, **changes):
+def a_payment(vendor, minor_units=1_00, /, **changes):
     """A request to pay a vendor, each with an id of its own."""
     fields = {"request_id": str(uuid4()), "vendor": vendor.name, "amount": inr(minor_units)}
     return payment_service_pb2.CreatePaymentRequest(**fields | changes)
@@ -186,7 +186,7 @@ class Person:
         """The same person, calling another replica."""
         return Person(replica.channels, self.role, self.user_id)
 
-    async def pay(self, vendor, minor_units=1_00, **changes):
+    async def pay(self, vendor, minor_units=1_00, /, **changes):
         request = a_payment(vendor, minor_units, **changes)
         return (await self.payments.CreatePayment(request)).payment
 
@@ -219,8 +219,8 @@ def _stubs(calls, metadata=()):
 class Service:
     """Another service, calling directly."""
 
-    def __init__(self, channels, name):
-        self.payments, self.wallets, self.settlements = _stubs(channels[name])
+    def __init__(self, calls):
+        self.payments, self.wallets, self.settlements = _stubs(calls)
 
 
 class Replica:
@@ -230,7 +230,11 @@ class Replica:
         self.server = server
         self.channels = channels
         self.group = server.group
-        self.reviews = Service(channels, "admin")
+        self.reviews = self.service("admin")
+
+    def service(self, name):
+        """Another service, calling directly: `admin` or `fraud`."""
+        return Service(self.channels[name])
 
 
 class PaymentStack:
@@ -340,6 +344,22 @@ class PaymentStack:
             for row in sorted(await self.rows(store.event_log))
         ]
         return list(itertools.chain.from_iterable(batch.events for batch in batches))
+
+    async def stumbles_over(self, reference):
+        """No transfer with this reference can be written from now on: a defect in the making."""
+        wrong = f"NEW.reference = '{reference}'"
+        if self.engine.dialect.name == "sqlite":
+            body = f"WHEN {wrong} BEGIN SELECT RAISE(ABORT, 'stumbled'); END"
+        else:
+            body = f"IF {wrong} THEN SIGNAL SQLSTATE '45000'; END IF"
+        await self._execute(f"CREATE TRIGGER stumble BEFORE INSERT ON transfers FOR EACH ROW {body}")
+
+    async def stumbles_no_more(self):
+        await self._execute("DROP TRIGGER stumble")
+
+    async def _execute(self, statement):
+        async with self.engine.begin() as connection:
+            await connection.execute(sa.text(statement))
 
     async def laws_hold(self):
         """The ledger's laws, checked from the rows."""

@@ -34,7 +34,7 @@ class Fraud:
         except grpc.aio.AioRpcError as error:
             log.warning("fraud service does not answer", extra={"code": error.code().name})
             return None
-        if len(answer.assessments) != len(payments):
+        if [found.payment for found in answer.assessments] != [each.payment for each in payments]:
             log.error("fraud service answered for other payments")
             return None
         return answer.assessments

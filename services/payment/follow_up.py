@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services import sql
+from services import names, sql
 from services.payment import store, wire
 from services.payment.clients import Fraud
 from services.payment.domain.book import Task
 from services.payment.domain.commands import RecordAssessment, SettlePending
-from services.payment.domain.payment import Payment
+from services.payment.domain.payment import Payment, Risk
 from services.payment.group import Group
 from services.refusal import Refusal
 
@@ -48,9 +48,25 @@ class FollowUp:
 
     def settle_soon(self, payment: Payment) -> None:
         """Settle a payment that has just been put on record."""
-        task = asyncio.create_task(self._settle(payment))
+        task = asyncio.create_task(self._attempt(payment, self.settle(payment)))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
+
+    async def settle(self, payment: Payment) -> Payment:
+        """Settle a payment that is on record; answers when it is committed. Settled already, it stays as it is.
+
+        Raises:
+            Refusal: overloaded.
+        """
+        command = SettlePending(
+            payment_id=payment.payment_id,
+            transfer_id=self._new_id(),
+            payer=payment.payer,
+            vendor=payment.vendor,
+        )
+        settled = await self._group.submit(command, wire.facts(payment))
+        assert isinstance(settled, Payment)
+        return settled
 
     async def run(self) -> None:
         """Look for what was left behind, until cancelled."""
@@ -58,7 +74,7 @@ class FollowUp:
             try:
                 await self._turn()
             except Exception as error:
-                if not (sql.is_lost(error) or sql.is_conflict(error) or isinstance(error, Refusal)):
+                if not _is_away(error):
                     raise
                 log.warning("follow-up waits", extra={"cause": repr(error)[:300]})
             await asyncio.sleep(_TURN_SECONDS)
@@ -72,27 +88,36 @@ class FollowUp:
             unassessed = await store.due_tasks(
                 connection, Task.ASSESS, before=now, limit=_PAYMENTS_PER_TURN
             )
-        await asyncio.gather(*(self._settle(payment) for payment in left))
+        await asyncio.gather(*(self._attempt(payment, self.settle(payment)) for payment in left))
         if unassessed:
             await self._assess(unassessed)
 
-    async def _settle(self, payment: Payment) -> None:
-        command = SettlePending(
-            payment_id=payment.payment_id,
-            transfer_id=self._new_id(),
-            payer=payment.payer,
-            vendor=payment.vendor,
-        )
-        try:
-            await self._group.submit(command, wire.facts(payment))
-        except Exception as error:
-            if not (sql.is_lost(error) or sql.is_conflict(error) or isinstance(error, Refusal)):
-                raise
-            # It stays PENDING and on the list; the next turn finds it.
-            log.warning("payment waits", extra={"cause": repr(error)[:300]})
-
     async def _assess(self, payments: list[Payment]) -> None:
         assessments = await self._fraud.assess([wire.facts(payment) for payment in payments])
-        for payment, assessment in zip(payments, assessments or [], strict=False):
-            command = RecordAssessment(payment.payment_id, payment.payer, wire.risk(assessment))
-            await self._group.submit(command)
+        if assessments is None:
+            return
+        await asyncio.gather(
+            *(
+                self._attempt(payment, self._record(payment, wire.risk(assessment)))
+                for payment, assessment in zip(payments, assessments, strict=True)
+            )
+        )
+
+    async def _record(self, payment: Payment, risk: Risk) -> None:
+        await self._group.submit(RecordAssessment(payment.payment_id, payment.payer, risk))
+
+    async def _attempt(self, payment: Payment, work: Awaitable[object]) -> None:
+        # What is wrong with one must stop neither the others nor the service; it stays on the list, and a later turn
+        # finds it.
+        try:
+            await work
+        except Exception as error:
+            name = names.payment_name(payment.payment_id)
+            if _is_away(error):
+                log.warning("payment waits", extra={"payment": name, "cause": repr(error)[:300]})
+            else:
+                log.exception("payment is stuck", extra={"payment": name})
+
+
+def _is_away(error: Exception) -> bool:
+    return sql.is_lost(error) or sql.is_conflict(error) or isinstance(error, Refusal)

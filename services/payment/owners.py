@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -49,7 +50,8 @@ class Owners:
         self._parties = parties
         self._currencies = currencies
         self._now = now
-        self._asked: OrderedDict[UUID, datetime] = OrderedDict()
+        # When, and the asking itself: who is refused meanwhile waits for the same answer.
+        self._asked: OrderedDict[UUID, tuple[datetime, asyncio.Task[bool]]] = OrderedDict()
 
     async def apply(self, event: event_pb2.Event) -> None:
         """Take over a change of an account. Others, and older ones than known, change nothing."""
@@ -76,17 +78,26 @@ class Owners:
 
     async def _refresh(self, owner_ids: Iterable[UUID]) -> bool:
         now = self._now()
+        asked = {owner_id: self._asked.get(owner_id) for owner_id in owner_ids}
         due = [
             owner_id
-            for owner_id in owner_ids
-            if now - self._asked.get(owner_id, now - _ASK_AGAIN) >= _ASK_AGAIN
+            for owner_id, earlier in asked.items()
+            if earlier is None or now - earlier[0] >= _ASK_AGAIN
         ]
+        asking = [
+            earlier[1] for owner_id, earlier in asked.items() if earlier and owner_id not in due
+        ]
+        if due:
+            asking.append(asyncio.create_task(self._ask(due)))
         for owner_id in due:
-            self._asked[owner_id] = now
+            self._asked[owner_id] = (now, asking[-1])
             self._asked.move_to_end(owner_id)
         while len(self._asked) > _REMEMBERED_MAX:
             self._asked.popitem(last=False)
-        parties = await self._parties.get(due) if due else []
+        return any([await asyncio.shield(answer) for answer in asking])
+
+    async def _ask(self, owner_ids: list[UUID]) -> bool:
+        parties = await self._parties.get(owner_ids)
         for party in parties:
             await self._group.submit(events.set_owner(party.user, self._currencies))
         return bool(parties)

@@ -195,11 +195,18 @@ async def lock_wallets(
     return {wallet.key: wallet for wallet in found}
 
 
+async def read_wallets(
+    connection: AsyncConnection, keys: Iterable[WalletKey]
+) -> dict[WalletKey, Wallet]:
+    """The wallets there are of these, as they stand, unlocked."""
+    ids = [wallet_id(key) for key in keys]
+    rows = await connection.execute(sa.select(wallets).where(wallets.c.wallet_id.in_(ids)))
+    return {wallet.key: wallet for wallet in map(_wallet, rows)}
+
+
 async def read_wallet(connection: AsyncConnection, key: WalletKey) -> Wallet | None:
     """A wallet as it stands, unlocked. None if there is no such wallet."""
-    query = sa.select(wallets).where(wallets.c.wallet_id == wallet_id(key))
-    row = (await connection.execute(query)).one_or_none()
-    return None if row is None else _wallet(row)
+    return (await read_wallets(connection, [key])).get(key)
 
 
 async def read_payments(

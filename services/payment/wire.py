@@ -35,6 +35,9 @@ _DECISIONS = {
     fraud_service_pb2.Assessment.DECISION_DECLINE: Decision.DECLINE,
 }
 _MICROS_PER_SECOND = 1_000_000
+# What a payment's record has room for, whatever a fraud service to come may answer.
+_SCORE_MAX = 100
+_REASONS_MAX = 10
 
 
 def timestamp(value: datetime) -> Timestamp:
@@ -72,13 +75,14 @@ def risk(assessment: fraud_service_pb2.Assessment) -> Risk:
     """What the fraud service answered."""
     codes = fraud_service_pb2.Signal.Code
     known = codes.values()
-    reasons = tuple(
+    reasons = dict.fromkeys(
         codes.Name(signal.code).removeprefix("CODE_") if signal.code in known else "UNKNOWN_SIGNAL"
         for signal in assessment.signals
     )
     # A decision this version does not know, or none, is a person's to make.
     decision = _DECISIONS.get(assessment.decision, Decision.REVIEW)
-    return Risk(decision, assessment.score, reasons)
+    score = min(max(assessment.score, 0), _SCORE_MAX)
+    return Risk(decision, score, tuple(reasons)[:_REASONS_MAX])
 
 
 def payment_message(payment: Payment) -> payment_pb2.Payment:

@@ -25,7 +25,8 @@ from services.payment.follow_up import FollowUp
 from services.payment.handlers.request import once, scope
 from services.payment.owners import Owners
 from services.refusal import Refusal
-from services.rpc import errors
+from services.rpc import errors, validation
+from services.rpc import refusals as access_refusals
 from services.rpc.identity import Caller, caller
 from services.streams import Feed
 from tallystick.event.v1 import event_pb2
@@ -96,6 +97,8 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
         self, who: Caller, request: pb.CreatePaymentRequest
     ) -> pb.BatchCreatePaymentsResult:
         try:
+            if violations := validation.violations(request):
+                raise access_refusals.fields_invalid(violations)
             payment = await self._create(who, request, wait=False)
         except Refusal as refusal:
             return pb.BatchCreatePaymentsResult(refusal=_refusal_message(refusal))
@@ -141,6 +144,10 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
             )
         payment = await ledger.owners.submit(command, (payer_id, vendor_id), facts)
         assert isinstance(payment, Payment)
+        if (
+            payment.state is State.PENDING and wait
+        ):  # the same request came before, and did not wait
+            return await ledger.follow_up.settle(payment)
         if payment.state is State.PENDING and payment.payment_id == payment_id:
             ledger.follow_up.settle_soon(payment)
         return payment

@@ -109,7 +109,9 @@ class BatchCreatePaymentsRequest(_message.Message):
     REQUESTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreatePaymentRequest]:
-        """1 to 10; `wait` is ignored."""
+        """1 to 10; `wait` is ignored. One that breaks a rule of CreatePaymentRequest is answered FIELDS_INVALID in its
+        place; the call is not refused for it.
+        """
 
     def __init__(
         self,

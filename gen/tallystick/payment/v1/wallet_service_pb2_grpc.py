@@ -88,7 +88,7 @@ class WalletServiceServicer:
         """Moves money between the online and the offline balance of one's own wallet.
         Repeating a `request_id` returns the first response.
         Refused, checked in this order: WALLET_NOT_FOUND (also for somebody else's), CURRENCY_MISMATCH, REQUEST_ID_REUSED,
-        WALLET_NOT_ACTIVE, INSUFFICIENT_FUNDS, OFFLINE_CAP_EXCEEDED.
+        WALLET_NOT_ACTIVE, INSUFFICIENT_FUNDS, OFFLINE_CAP_EXCEEDED, BALANCE_OVER_LIMIT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -29,7 +29,7 @@ class WalletServiceStub:
     """Moves money between the online and the offline balance of one's own wallet.
     Repeating a `request_id` returns the first response.
     Refused, checked in this order: WALLET_NOT_FOUND (also for somebody else's), CURRENCY_MISMATCH, REQUEST_ID_REUSED,
-    WALLET_NOT_ACTIVE, INSUFFICIENT_FUNDS, OFFLINE_CAP_EXCEEDED.
+    WALLET_NOT_ACTIVE, INSUFFICIENT_FUNDS, OFFLINE_CAP_EXCEEDED, BALANCE_OVER_LIMIT.
     """
     ListTransfers: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListTransfersRequest, _wallet_service_pb2.ListTransfersResponse]
     """Every transfer that touched a wallet, newest first: one's own, or any for an admin.
@@ -75,7 +75,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         """Moves money between the online and the offline balance of one's own wallet.
         Repeating a `request_id` returns the first response.
         Refused, checked in this order: WALLET_NOT_FOUND (also for somebody else's), CURRENCY_MISMATCH, REQUEST_ID_REUSED,
-        WALLET_NOT_ACTIVE, INSUFFICIENT_FUNDS, OFFLINE_CAP_EXCEEDED.
+        WALLET_NOT_ACTIVE, INSUFFICIENT_FUNDS, OFFLINE_CAP_EXCEEDED, BALANCE_OVER_LIMIT.
         """
 
     @_abc_1.abstractmethod

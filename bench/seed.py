@@ -1,0 +1,195 @@
+"""A world to pay in: approved payers with money and tokens, vendors with sites.
+
+Everything is what the services themselves would have stored and said: accounts and events through the user service's
+store, money through the ledger's commands, tokens signed with the user service's key. Only passwords are missing,
+because 6,000 Argon2id hashes are minutes of work that measure nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from uuid_utils.compat import uuid7
+
+from cli.stack.endpoints import Endpoints
+from services import event_log, names, sql
+from services.money import Money
+from services.payment import store as ledger_store
+from services.payment.domain.book import Policy, Request
+from services.payment.domain.commands import MoveFunds
+from services.payment.domain.ledger import Bucket, Purpose, WalletKey
+from services.payment.group import Group
+from services.user import events
+from services.user.domain import session, signing_key
+from services.user.domain.site import Position, Site
+from services.user.domain.user import Role, State, User
+from services.user.signing import KeyRing
+from services.user.store import signing_keys, tables, users
+from tallystick.event.v1 import event_pb2
+
+CURRENCY = "INR"
+# Near each other, so that a payer is near every vendor: distance is a rule this load does not mean to break.
+_CENTRE = (12.9716, 77.5946)
+_ACCOUNTS_PER_TRANSACTION = 200
+_MONEY_EACH = 1_000_000_00
+_ARRIVAL_SECONDS_MAX = 120.0
+
+
+@dataclass(frozen=True)
+class World:
+    """Who pays whom.
+
+    Attributes:
+        tokens: An access token for each payer.
+        vendors: `users/{uuid}`, latitude and longitude of each.
+    """
+
+    tokens: list[str]
+    vendors: list[tuple[str, float, float]]
+
+
+async def seed(endpoints: Endpoints, key_file: Path, *, payers: int, vendors: int) -> World:
+    """Make a world on a running stack, and wait until every service knows of it.
+
+    Args:
+        endpoints: The stack.
+        key_file: What its signing keys are encrypted with.
+        payers: How many, each with money.
+        vendors: How many, each with one site.
+
+    Raises:
+        TimeoutError: the payment service has not opened all wallets after two minutes.
+    """
+    user_engine = sql.create_engine(endpoints.services["user"].database_url)
+    payment_engine = sql.create_engine(endpoints.services["payment"].database_url)
+    try:
+        shops = [_account(Role.VENDOR) for _ in range(vendors)]
+        people = [_account(Role.USER) for _ in range(payers)]
+        sites = {shop.user_id: [_site(shop, number)] for number, shop in enumerate(shops)}
+        for start in range(0, len(shops + people), _ACCOUNTS_PER_TRANSACTION):
+            batch = (shops + people)[start : start + _ACCOUNTS_PER_TRANSACTION]
+            await sql.transact(user_engine, _register(batch, sites))
+        await _until_known(payment_engine, [*shops, *people])
+        await _top_up(payment_engine, people)
+        return World(
+            await _sign_in(user_engine, KeyRing.read(key_file), people),
+            [
+                (names.user_name(owner), found.position.latitude, found.position.longitude)
+                for owner, (found,) in sites.items()
+            ],
+        )
+    finally:
+        await user_engine.dispose()
+        await payment_engine.dispose()
+
+
+def _account(role: Role) -> User:
+    now, user_id = datetime.now(UTC), uuid7()
+    name = f"bench-{user_id.hex}"
+    return User(user_id, name, "Bench", role, State.ACTIVE, "bench", now, now, 2)
+
+
+def _site(shop: User, number: int) -> Site:
+    place = random.Random(number)  # noqa: S311 - places, the same every time
+    position = Position(
+        _CENTRE[0] + place.uniform(-0.02, 0.02),
+        _CENTRE[1] + place.uniform(-0.02, 0.02),
+        8.0,
+        mocked=False,
+    )
+    return Site(shop.user_id, uuid7(), "Shop", position, is_open=True, create_time=shop.create_time)
+
+
+def _register(
+    batch: Sequence[User], sites: dict[UUID, list[Site]]
+) -> Callable[[AsyncConnection], Awaitable[None]]:
+    async def work(connection: AsyncConnection) -> None:
+        recorded: list[event_pb2.Event] = []
+        for account in batch:
+            await users.insert_user(connection, account, "no password opens this")
+            own = sites.get(account.user_id, [])
+            for site in own:
+                await users.insert_site(connection, site)
+            by = events.Circumstances(events.ITSELF, account.create_time)
+            change = event_pb2.UserChanged.CHANGE_APPROVED
+            recorded.append(events.user_changed(uuid7(), by, change, account, own))
+        await event_log.append(connection, tables.event_log, recorded)
+
+    return work
+
+
+async def _until_known(engine: AsyncEngine, accounts: Sequence[User]) -> None:
+    keys = [WalletKey(account.user_id, CURRENCY) for account in accounts]
+    async with asyncio.timeout(_ARRIVAL_SECONDS_MAX):
+        for start in range(0, len(keys), 1_000):
+            wanted = keys[start : start + 1_000]
+            while True:
+                async with sql.reading(engine) as connection:
+                    found = await ledger_store.read_wallets(connection, wanted)
+                if len(found) == len(wanted):
+                    break
+                await asyncio.sleep(0.1)
+
+
+async def _top_up(engine: AsyncEngine, people: Sequence[User]) -> None:
+    async def no_assessment(_: object) -> None:
+        return None
+
+    group = Group(
+        engine,
+        Policy(frozenset({CURRENCY})),
+        assess=no_assessment,
+        committed=lambda: None,
+        now=lambda: datetime.now(UTC),
+        new_id=uuid7,
+        size_max=256,
+        queue_max=len(people),
+    )
+    operator = uuid4()
+    commands = [
+        MoveFunds(
+            request=request_of(operator),
+            transfer_id=uuid7(),
+            wallet=WalletKey(person.user_id, CURRENCY),
+            purpose=Purpose.TOP_UP,
+            source=None,
+            target=Bucket.ONLINE,
+            amount=Money(_MONEY_EACH, CURRENCY),
+            reference="bench",
+            actor=names.user_name(operator),
+        )
+        for person in people
+    ]
+    running = asyncio.create_task(group.run())
+    try:
+        await asyncio.gather(*(group.submit(command) for command in commands))
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def request_of(caller: UUID) -> Request:
+    """A request nobody made before."""
+    request_id = uuid4()
+    body = hashlib.sha256(secrets.token_bytes(16)).digest()
+    return Request(caller.bytes + request_id.bytes, body, str(request_id))
+
+
+async def _sign_in(engine: AsyncEngine, ring: KeyRing, people: Sequence[User]) -> list[str]:
+    now = datetime.now(UTC)
+    async with sql.reading(engine) as connection:
+        keys = await signing_keys.list_keys(connection)
+    key = signing_key.signing(keys, now=now)
+    return [
+        ring.sign(key, session.access_claims(person, uuid4(), uuid4(), now=now)[0])
+        for person in people
+    ]
