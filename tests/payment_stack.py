@@ -78,33 +78,33 @@ def a_payment(vendor, minor_units=1_00, /, **changes):
     return payment_service_pb2.CreatePaymentRequest(**fields | changes)
 
 
-def a_refund(payment, minor_units=1_00, **changes):
+def a_refund(payment, minor_units=1_00, /, **changes):
     fields = {"request_id": str(uuid4()), "name": payment.name, "amount": inr(minor_units)}
     return payment_service_pb2.RefundPaymentRequest(**fields | changes)
 
 
-def a_top_up(person, minor_units=1_00, **changes):
+def a_top_up(person, minor_units=1_00, /, **changes):
     fields = {"request_id": str(uuid4()), "wallet": person.wallet_name, "amount": inr(minor_units)}
     return wallet_service_pb2.TopUpRequest(**{"reference": "receipt 17"} | fields | changes)
 
 
-def a_payout(person, minor_units=1_00, **changes):
+def a_payout(person, minor_units=1_00, /, **changes):
     fields = {"request_id": str(uuid4()), "wallet": person.wallet_name, "amount": inr(minor_units)}
     return wallet_service_pb2.PayoutRequest(**{"reference": "IBAN 17"} | fields | changes)
 
 
-def to_offline(person, minor_units=1_00, **changes):
+def to_offline(person, minor_units=1_00, /, **changes):
     fields = {"request_id": str(uuid4()), "wallet": person.wallet_name, "amount": inr(minor_units)}
     direction = wallet_service_pb2.MoveBalanceRequest.DIRECTION_TO_OFFLINE
     return wallet_service_pb2.MoveBalanceRequest(**{"direction": direction} | fields | changes)
 
 
-def to_online(person, minor_units=1_00, **changes):
+def to_online(person, minor_units=1_00, /, **changes):
     direction = wallet_service_pb2.MoveBalanceRequest.DIRECTION_TO_ONLINE
     return to_offline(person, minor_units, **{"direction": direction} | changes)
 
 
-def a_decision(payment, *, approve=True, **changes):
+def a_decision(payment, /, *, approve=True, **changes):
     decisions = settlement_service_pb2.ResolveHoldRequest
     fields = {
         "request_id": str(uuid4()),
@@ -226,14 +226,15 @@ class Service:
 class Replica:
     """One running payment service."""
 
-    def __init__(self, server, channels):
+    def __init__(self, server, port, channels):
         self.server = server
+        self.port = port
         self.channels = channels
         self.group = server.group
         self.reviews = self.service("admin")
 
     def service(self, name):
-        """Another service, calling directly: `admin` or `fraud`."""
+        """A service calling on its own behalf: `admin`, `fraud`, or the gateway with no token."""
         return Service(self.channels[name])
 
 
@@ -267,15 +268,15 @@ class PaymentStack:
         """A replica, from its start to its stop; `changes` are to its settings."""
         server = PaymentServer(replace(self.settings, **changes), now=self.clock)
         try:
-            address = f"127.0.0.1:{await server.start()}"
+            port = await server.start()
             async with AsyncExitStack() as stack:
                 channels = {
                     caller: await stack.enter_async_context(
-                        channel.connect(address, "payment", self._tls_for(caller))
+                        channel.connect(f"127.0.0.1:{port}", "payment", self._tls_for(caller))
                     )
                     for caller in ("gateway", "admin", "fraud")
                 }
-                yield Replica(server, channels)
+                yield Replica(server, port, channels)
             # Background work ends only by a defect.
             assert [task for task in server.background if task.done()] == []
         finally:
@@ -352,7 +353,9 @@ class PaymentStack:
             body = f"WHEN {wrong} BEGIN SELECT RAISE(ABORT, 'stumbled'); END"
         else:
             body = f"IF {wrong} THEN SIGNAL SQLSTATE '45000'; END IF"
-        await self._execute(f"CREATE TRIGGER stumble BEFORE INSERT ON transfers FOR EACH ROW {body}")
+        await self._execute(
+            f"CREATE TRIGGER stumble BEFORE INSERT ON transfers FOR EACH ROW {body}"
+        )
 
     async def stumbles_no_more(self):
         await self._execute("DROP TRIGGER stumble")
@@ -360,6 +363,10 @@ class PaymentStack:
     async def _execute(self, statement):
         async with self.engine.begin() as connection:
             await connection.execute(sa.text(statement))
+
+    async def relayed(self):
+        """Every event on record is on its stream."""
+        return all(row[2] for row in await self.rows(store.event_log))
 
     async def laws_hold(self):
         """The ledger's laws, checked from the rows."""

@@ -160,7 +160,9 @@ async def test_a_payer_cannot_refund_to_themselves(bank):
 
     refusal = await refused(payer.payments.RefundPayment(a_refund(payment)))
 
-    assert refusal.reason == "CALLER_NOT_ALLOWED"  # a USER; a VENDOR who only paid is told there is none
+    assert (
+        refusal.reason == "CALLER_NOT_ALLOWED"
+    )  # a USER; a VENDOR who only paid is told there is none
     buyer, seller = await bank.a_vendor(10_00), await bank.a_vendor()
     paid = await buyer.pay(seller, 10_00)
     refusal = await refused(buyer.payments.RefundPayment(a_refund(paid)))

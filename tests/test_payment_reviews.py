@@ -25,7 +25,7 @@ async def a_flagged_payment(bank, minor_units=10_00):
     return payer, vendor, payment
 
 
-async def resolve(bank, payment, **changes):
+async def resolve(bank, payment, /, **changes):
     answer = await bank.first.reviews.settlements.ResolveHold(a_decision(payment, **changes))
     return answer.payment
 

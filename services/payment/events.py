@@ -32,6 +32,8 @@ def _event(fact: Fact, new_id: Callable[[], UUID], trace_id: str) -> event_pb2.E
     elif isinstance(fact, facts.PaymentRefunded):
         _about_payment(event, fact.payment, fact.actor)
         event.payment_refunded.transfer.CopyFrom(wire.transfer_message(fact.transfer))
+        refunded = wire.money(fact.payment.refunded, fact.payment.payer.currency_code)
+        event.payment_refunded.refunded.CopyFrom(refunded)
     elif isinstance(fact, facts.PaymentAssessed):
         _about_payment(event, fact.payment, PLATFORM)
         event.payment_assessed.payment.CopyFrom(wire.payment_message(fact.payment))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -77,8 +78,11 @@ class _Edge(grpc.aio.ServerInterceptor):
                 try:
                     request = _parse(handler, raw)
                     span = self._admit(request, context, rule)
-                    async for answer in stream(request, context):
-                        yield answer
+                    async with contextlib.aclosing(stream(request, context)) as answers:
+                        async for answer in answers:
+                            # A stream may outlive its token: a token revoked meanwhile gets no more.
+                            self._revocations.check(identity.caller())
+                            yield answer
                 except Exception as error:  # noqa: BLE001 - the edge: everything leaves as a status
                     await self._abort(context, error, rule)
                 finally:
@@ -197,6 +201,10 @@ class Server:
                 ("grpc.max_metadata_size", 16 * 1024),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 ("grpc.so_reuseport", 0),
+                # Beyond 1,000 calls that Python has not taken up yet gRPC starts to cancel some, which says nothing to
+                # their callers. The gateway's circuit breaker refuses earlier, and says what to do.
+                ("grpc.server.max_pending_requests", 10_000),
+                ("grpc.server.max_pending_requests_hard_limit", 20_000),
             ],
         )
         self._health = health.aio.HealthServicer()

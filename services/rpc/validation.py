@@ -17,7 +17,9 @@ def violations(message: Message) -> list[tuple[str, str]]:
 def _field(violation: protovalidate.Violation) -> str:
     """The path as people write it: `requests[2].amount.currency_code`."""
     path = violation.proto.field
-    if path is None:  # a rule over several fields: its id starts with the one to change, `site.of_vendor`
+    if (
+        path is None
+    ):  # a rule over several fields: its id starts with the one to change, `site.of_vendor`
         return violation.proto.rule_id.partition(".")[0]
     return ".".join(
         element.field_name + ("" if element.subscript is None else f"[{element.subscript.value}]")

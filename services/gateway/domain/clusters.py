@@ -26,7 +26,11 @@ from services.gateway.domain.messages import (
 # With a dash, so that no package can be called the same.
 COLLECTOR = "otlp-collector"
 
-_CALLS_MAX = 10_000
+# Calls a replica may have in hand. More would wait behind these for longer than anybody waits: they are refused at
+# once, and those in hand are answered within a second (measured: docs/performance.md).
+_CALLS_PER_REPLICA_MAX = 600
+# Streams live for an hour and do almost nothing; they must not take the room of calls.
+_STREAMS_MAX = 10_000
 _HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 _HEALTH_INTERVAL = timedelta(seconds=1)
 
@@ -44,16 +48,8 @@ def service_cluster(service: str, addresses: Sequence[Address]) -> envoy_cluster
         outlier_detection=_outlier_detection(),
         circuit_breakers=envoy_cluster.CircuitBreakers(
             thresholds=[
-                envoy_cluster.CircuitBreakersThresholds(
-                    max_connections=1_024,
-                    max_pending_requests=_CALLS_MAX,
-                    max_requests=_CALLS_MAX,
-                    # More would be a second storm on top of what made the first calls fail.
-                    retry_budget=envoy_cluster.CircuitBreakersThresholdsRetryBudget(
-                        budget_percent=types.Percent(value=20.0), min_retry_concurrency=10
-                    ),
-                    track_remaining=True,
-                )
+                _threshold(core.RoutingPriority.DEFAULT, _CALLS_PER_REPLICA_MAX * len(addresses)),
+                _threshold(core.RoutingPriority.HIGH, _STREAMS_MAX),
             ]
         ),
         # A replica that says NOT_SERVING gets nothing, even when no other is left.
@@ -112,12 +108,28 @@ def _by_name(addresses: Sequence[Address]) -> bool:
     return not all(address.is_ip for address in addresses)
 
 
+def _threshold(
+    priority: core.RoutingPriority, calls_max: int
+) -> envoy_cluster.CircuitBreakersThresholds:
+    return envoy_cluster.CircuitBreakersThresholds(
+        priority=priority,
+        max_connections=1_024,
+        max_pending_requests=calls_max,
+        max_requests=calls_max,
+        # More would be a second storm on top of what made the first calls fail.
+        retry_budget=envoy_cluster.CircuitBreakersThresholdsRetryBudget(
+            budget_percent=types.Percent(value=20.0), min_retry_concurrency=10
+        ),
+        track_remaining=True,
+    )
+
+
 def _http2() -> upstreams.HttpProtocolOptions:
     return upstreams.HttpProtocolOptions(
         explicit_http_config=upstreams.HttpProtocolOptionsExplicitHttpConfig(
             http2_protocol_options=core.Http2ProtocolOptions(
                 # A connection per worker thread and replica carries all of its calls.
-                max_concurrent_streams=_CALLS_MAX,
+                max_concurrent_streams=_STREAMS_MAX,
                 initial_stream_window_size=256 * 1024,
                 initial_connection_window_size=16 * 1024 * 1024,
                 connection_keepalive=core.KeepaliveSettings(

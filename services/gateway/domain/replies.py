@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 
 from envoy_data_plane.envoy.config.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.config.core import v3 as core
@@ -22,6 +23,9 @@ MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 ROUTE_METADATA = "tallystick"
 RATE_LIMITED = "rate_limited"
 FORBIDDEN = "forbidden"
+# Envoy's flag for a call refused by the circuit breaker: the replicas have too much in hand.
+_OVERFLOW = "UO"
+_OVERLOAD_RETRY = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def local_replies(encode: Encode) -> hcm.LocalReplyConfig:
             _same(413, encode(refusals.message_too_large(MESSAGE_BYTES_MAX))),
             _by_route(429, RATE_LIMITED),
             _same(502, unavailable),
+            _same(503, encode(access.overloaded(_OVERLOAD_RETRY)), flag=_OVERFLOW),
             _same(503, unavailable),
             _same(504, timed_out),
         ]
@@ -71,9 +76,10 @@ def metadata(reply: Reply) -> dict[str, str]:
     return {"code": str(reply.code), "message": reply.message, "details": reply.details}
 
 
-def _same(http_status: int, reply: Reply) -> hcm.ResponseMapper:
-    """One reply for every RPC."""
-    return _mapper(http_status, str(reply.code), literal(reply.message), literal(reply.details))
+def _same(http_status: int, reply: Reply, *, flag: str = "") -> hcm.ResponseMapper:
+    """One reply for every RPC; with a flag, only where Envoy says that this was why."""
+    code, message, details = str(reply.code), literal(reply.message), literal(reply.details)
+    return _mapper(http_status, code, message, details, flag=flag)
 
 
 def _by_route(http_status: int, key: str) -> hcm.ResponseMapper:
@@ -87,10 +93,14 @@ def _by_route(http_status: int, key: str) -> hcm.ResponseMapper:
     )
 
 
-def _mapper(http_status: int, code: str, message: str, details: str) -> hcm.ResponseMapper:
+def _mapper(
+    http_status: int, code: str, message: str, details: str, *, flag: str = ""
+) -> hcm.ResponseMapper:
+    flags = [_flagged(flag)] if flag else []
     condition = accesslog.AccessLogFilter(
         and_filter=accesslog.AndFilter(
             filters=[
+                *flags,
                 accesslog.AccessLogFilter(status_code_filter=_equals(http_status)),
                 accesslog.AccessLogFilter(
                     header_filter=accesslog.HeaderFilter(
@@ -115,6 +125,12 @@ def _mapper(http_status: int, code: str, message: str, details: str) -> hcm.Resp
             # For gRPC-Web; a reply to gRPC gets its own type after this.
             header("content-type", "application/grpc-web+proto"),
         ],
+    )
+
+
+def _flagged(flag: str) -> accesslog.AccessLogFilter:
+    return accesslog.AccessLogFilter(
+        response_flag_filter=accesslog.ResponseFlagFilter(flags=[flag])
     )
 
 

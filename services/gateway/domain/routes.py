@@ -70,6 +70,8 @@ def _route(route: Route, edge: Edge, encode: replies.Encode) -> envoy_route.Rout
 def _action(route: Route) -> envoy_route.RouteAction:
     action = envoy_route.RouteAction(
         cluster=route.service,
+        # Streams have room of their own: see `clusters`.
+        priority=core.RoutingPriority.HIGH if route.streams else core.RoutingPriority.DEFAULT,
         # The whole call, also one without a deadline of its own and one with a longer deadline.
         max_stream_duration=envoy_route.RouteActionMaxStreamDuration(
             max_stream_duration=route.timeout, grpc_timeout_header_max=route.timeout

@@ -217,18 +217,24 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
                 )
 
     async def _as_left_by(self, event: event_pb2.Event) -> payment_pb2.Payment:
-        if event.WhichOneof("fact") == "payment_created":
+        fact = event.WhichOneof("fact")
+        if fact == "payment_created":
             return event.payment_created.payment
-        if event.WhichOneof("fact") == "payment_flagged":
+        if fact == "payment_flagged":
             return event.payment_flagged.payment
         payment_id = names.last_id(event.subject)
         async with sql.reading(self._ledger.engine) as connection:
             payment = (await store.read_payments(connection, [payment_id]))[payment_id]
         message = wire.payment_message(payment)
-        if event.WhichOneof("fact") == "payment_processing":
+        # Who resumes hears of changes that others have followed since.
+        message.update_time.CopyFrom(event.occur_time)
+        if fact == "payment_refunded":
+            message.refunded.CopyFrom(event.payment_refunded.refunded)
+        else:
+            message.refunded.minor_units = 0
+        if fact == "payment_processing":
             message.state = payment_pb2.Payment.STATE_PROCESSING
             message.ClearField("failure_reason")
-            message.update_time.CopyFrom(event.occur_time)
         return message
 
     async def RefundPayment(

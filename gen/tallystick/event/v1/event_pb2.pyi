@@ -13,6 +13,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
 from tallystick.payment.v1 import wallet_pb2 as _wallet_pb2
+from tallystick.type.v1 import money_pb2 as _money_pb2
 from tallystick.user.v1 import user_pb2 as _user_pb2
 import builtins as _builtins
 import sys
@@ -470,18 +471,24 @@ class PaymentRefunded(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TRANSFER_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def transfer(self) -> _wallet_pb2.Transfer:
         """What moved."""
+
+    @_builtins.property
+    def refunded(self) -> _money_pb2.Money:
+        """All that has gone back so far, with this."""
 
     def __init__(
         self,
         *,
         transfer: _wallet_pb2.Transfer | None = ...,
+        refunded: _money_pb2.Money | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["refunded", b"refunded", "transfer", b"transfer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["refunded", b"refunded", "transfer", b"transfer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

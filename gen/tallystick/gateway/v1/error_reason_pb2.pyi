@@ -42,7 +42,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why the gateway itself refused a call, before any service saw it. Domain `gateway.tallystick`. What it refuses for
     the same reason as a service would carries the service's reason, of `tallystick.access.v1.ErrorReason`:
-    UNAUTHENTICATED, CALLER_NOT_ALLOWED, DEPENDENCY_UNAVAILABLE.
+    UNAUTHENTICATED, CALLER_NOT_ALLOWED, DEPENDENCY_UNAVAILABLE, OVERLOADED.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
