@@ -40,6 +40,15 @@ if holder and holder ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 return 1
 """
+# Publishes rows, unless the lease is another replica's by now: who paused between looking at the lease and here
+# would put old events behind newer ones.
+_PUBLISH = """
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+for row = 3, #ARGV do
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[2], '*', 'events', ARGV[row])
+end
+return 1
+"""
 # Gives the lease up, unless another replica has taken it meanwhile.
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end"
 # What a replica without the lease committed waits this long, and a suspension must reach every service within
@@ -88,6 +97,8 @@ class Relay:
         self._table = log_table
         self._redis = redis
         self._source = source
+        # In braces: in a Redis Cluster, one script's keys must lie together.
+        self._lease_key = f"{{{stream_name(source)}}}:relay"
         self._wake = asyncio.Event()
         self._token = secrets.token_hex(8)
         self._renew_at = 0.0
@@ -139,15 +150,13 @@ class Relay:
         clock = asyncio.get_running_loop().time
         if clock() < self._renew_at:
             return True
-        held = await self._redis.eval(
-            _ACQUIRE, 1, f"relay:{self._source}", self._token, str(_LEASE_MS)
-        )
-        # Renewed at half its life: never published under a lease that another replica may hold.
+        held = await self._redis.eval(_ACQUIRE, 1, self._lease_key, self._token, str(_LEASE_MS))
+        # Renewed at half its life, so that it seldom runs out on the way.
         self._renew_at = clock() + _LEASE_MS / 2000 if held else 0.0
         return bool(held)
 
     async def _release(self) -> None:
-        await self._redis.eval(_RELEASE, 1, f"relay:{self._source}", self._token)
+        await self._redis.eval(_RELEASE, 1, self._lease_key, self._token)
 
     async def _publish(self) -> bool:
         query = (
@@ -160,17 +169,20 @@ class Relay:
             rows = (await connection.execute(query)).all()
         if not rows:
             return False
-        async with self._redis.pipeline(transaction=False) as pipeline:
-            for row in rows:
-                # As it was written: parsing and packing every event costs more than the commit.
-                fields: dict[Any, Any] = {"events": bytes(row.events)}
-                pipeline.xadd(
-                    stream_name(self._source),
-                    fields,
-                    maxlen=STREAM_ENTRIES_MAX,
-                    approximate=True,
-                )
-            await pipeline.execute()
+        # As they were written: parsing and packing every event costs more than the commit.
+        payloads: Any = [bytes(row.events) for row in rows]
+        published = await self._redis.eval(
+            _PUBLISH,
+            2,
+            self._lease_key,
+            stream_name(self._source),
+            self._token,
+            str(STREAM_ENTRIES_MAX),
+            *payloads,
+        )
+        if not published:
+            self._renew_at = 0.0
+            return False
         done = (
             sa.update(self._table)
             .where(self._table.c.log_id.in_([row.log_id for row in rows]))

@@ -34,6 +34,11 @@ async def queued(bank, count):
     await eventually(lambda: len(bank.first.group._queue) == count)
 
 
+async def arrived(bank, replica, count):
+    """So many wait for the fraud service, or behind those who do."""
+    await eventually(lambda: len(bank.fraud.asked) + len(replica.group._queue) == count)
+
+
 async def test_what_comes_while_a_group_is_busy_shares_the_next_one(bank):
     payer, vendor = await bank.a_payer(), await bank.a_vendor()
 
@@ -53,7 +58,7 @@ async def test_a_group_holds_no_more_than_its_bound(bank):
         there = payer.at(small)
         bank.fraud.answers.clear()
         paying = [asyncio.create_task(there.pay(vendor)) for _ in range(30)]
-        await eventually(lambda: len(small.group._queue) == 29)
+        await arrived(bank, small, 30)
         bank.fraud.answers.set()
         payments = await asyncio.gather(*paying)
 
@@ -80,21 +85,25 @@ async def test_each_member_of_a_group_gets_its_own_answer(bank):
     await bank.knows(suspended, active=False, version=2)
     again = a_payment(vendor, 1_00)
     calls = {
-        "pays": payer.payments.CreatePayment(a_payment(vendor, 1_00)),
-        "first": payer.payments.CreatePayment(again),
-        "replay": payer.payments.CreatePayment(again),
-        "reused": payer.pay(vendor, 2_00, request_id=again.request_id),
-        "poor": poor.payments.CreatePayment(a_payment(vendor, 1_00)),
-        "vendor away": payer.pay(suspended),
-        "top-up": bank.admin.wallets.TopUp(a_top_up(poor, 5_00)),
-        "over": payer.pay(vendor, TRANSFER_MINOR_UNITS_MAX + 1),
-        "nobody": payer.pay(vendor, 1_00, vendor=f"users/{uuid4()}"),
+        "pays": lambda: payer.payments.CreatePayment(a_payment(vendor, 1_00)),
+        "first": lambda: payer.payments.CreatePayment(again),
+        "replay": lambda: payer.payments.CreatePayment(again),
+        "reused": lambda: payer.pay(vendor, 2_00, request_id=again.request_id),
+        "poor": lambda: poor.payments.CreatePayment(a_payment(vendor, 1_00)),
+        "vendor away": lambda: payer.pay(suspended),
+        "top-up": lambda: bank.admin.wallets.TopUp(a_top_up(poor, 5_00)),
+        "nobody": lambda: payer.pay(vendor, 1_00, vendor=f"users/{uuid4()}"),
+        "over": lambda: payer.pay(vendor, TRANSFER_MINOR_UNITS_MAX + 1),
     }
-    in_group = len(calls) - 1  # one never gets that far
+    sending = []
 
     async with held_back(bank):
-        sending = [asyncio.ensure_future(call) for call in calls.values()]
-        await queued(bank, in_group)
+        for kind, call in calls.items():  # one after the other, for calls may overtake each other
+            sending.append(asyncio.ensure_future(call()))
+            if kind == "over":  # it never gets as far as a group
+                await asyncio.wait(sending[-1:])
+            else:
+                await eventually(lambda: len(bank.first.group._queue) == len(sending))
     answers = await asyncio.gather(*sending, return_exceptions=True)
     answers = dict(zip(calls, answers, strict=True))
 
@@ -184,7 +193,7 @@ async def test_what_is_under_way_when_the_service_stops_is_carried_out_and_answe
         there = payer.at(other)
         bank.fraud.answers.clear()
         paying = [asyncio.ensure_future(there.pay(vendor)) for _ in range(10)]
-        await eventually(lambda: len(other.group._queue) == 8)
+        await arrived(bank, other, 10)
         stopping = asyncio.create_task(other.server.stop())
         await asyncio.sleep(0)
         bank.fraud.answers.set()
@@ -200,13 +209,19 @@ async def test_what_nobody_waits_for_is_carried_out_before_the_service_ends(bank
     """Not waited for, and so not a call that the server's own grace would protect."""
     payer, vendor = await bank.a_payer(), await bank.a_vendor()
     bank.fraud.says(REVIEW)
-    async with bank.replica(group_size_max=1) as other:
-        there = payer.at(other)
+    async with bank.replica() as other:
         bank.fraud.answers.clear()
-        pending = [await there.pay(vendor, wait=False) for _ in range(3)]
-        await eventually(lambda: len(other.group._queue) == 2)
+        answer = await payer.at(other).payments.BatchCreatePayments(
+            pb.BatchCreatePaymentsRequest(requests=[a_payment(vendor) for _ in range(3)])
+        )
+        await arrived(bank, other, 3)
+        stopping = asyncio.create_task(other.server.stop())
+        await asyncio.sleep(0.05)  # the calls have ended by now, and the group is asked to
         bank.fraud.answers.set()
+        await stopping
+        other.server.background.clear()
 
+    pending = [result.payment for result in answer.results]
     assert {(await payer.get(payment)).state for payment in pending} == {FLAGGED}
 
 
