@@ -269,7 +269,7 @@ async def test_events_go_on_at_once_when_the_replica_that_published_them_stops(u
     redis = streams.connect(valkey_url)
     async with users.around.running() as other:
         await other.admin()
-        await eventually(lambda: redis.exists("relay:user"))
+        await eventually(lambda: redis.exists("{events:user}:relay"))
         await users.server.stop()
         before = await streams.latest(redis, "user")
 
