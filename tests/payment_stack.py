@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 from uuid_utils.compat import uuid7
 
 from services import names, sql, streams
+from services.money import Money
 from services.payment import audit, events, follow_up, store
 from services.payment.domain.book import Policy
 from services.payment.domain.commands import MoveFunds
@@ -28,7 +29,6 @@ from services.payment.domain.commands import Request as Once
 from services.payment.domain.ledger import Bucket, Purpose, WalletKey
 from services.payment.server import PaymentServer
 from services.payment.settings import Settings
-from services.money import Money
 from services.rpc import channel
 from tallystick.access.v1 import access_pb2
 from tallystick.event.v1 import event_pb2
@@ -252,7 +252,7 @@ class PaymentStack:
         admin: An operator, calling it.
     """
 
-    def __init__(self, settings, fraud, user, redis, engine, tls_for):
+    def __init__(self, settings, *, fraud, user, redis, engine, tls_for):
         self.settings = settings
         self.clock = Clock()
         self.fraud = fraud
@@ -404,7 +404,14 @@ async def payment_stack(tls_for, redis_url, database_url, **changes):
             drain_notice_ms=0,
             log_level="INFO",
         )
-        running = PaymentStack(replace(settings, **changes), fraud, user, redis, engine, tls_for)
+        running = PaymentStack(
+            replace(settings, **changes),
+            fraud=fraud,
+            user=user,
+            redis=redis,
+            engine=engine,
+            tls_for=tls_for,
+        )
         running.first = await stack.enter_async_context(running.replica())
         running.admin = Person(running.first.channels, "ADMIN")
         yield running

@@ -312,7 +312,7 @@ class GroupAgainstModel(RuleBasedStateMachine):
         request=ids,
         times=st.integers(1, 4),
     )
-    def payments_are_made(self, payer, vendor, amount, answer, wait, request, times):
+    def payments_are_made(self, times, *, payer, vendor, amount, answer, wait, request):
         for _ in range(times if payer != vendor else 0):
             self.pays(payer, vendor, amount, answer, wait=wait, request=request)
 

@@ -193,8 +193,10 @@ def copied(book):
 
 
 amounts = st.sampled_from(
-    [1, 2, 3, 10, 99, 100, 499_99, 500_00, 500_01, 1_999_99, 2_000_00, 2_000_01]
-    + [TRANSFER_MINOR_UNITS_MAX, BALANCE_MINOR_UNITS_MAX, INT64_MAX]
+    [
+        *(1, 2, 3, 10, 99, 100, 499_99, 500_00, 500_01, 1_999_99, 2_000_00, 2_000_01),
+        *(TRANSFER_MINOR_UNITS_MAX, BALANCE_MINOR_UNITS_MAX, INT64_MAX),
+    ]
 )
 owners = st.sampled_from(OWNERS)
 currencies = st.sampled_from(["INR", "INR", "INR", "KES"])

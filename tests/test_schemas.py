@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 
 import pytest
@@ -92,9 +93,7 @@ async def test_migrating_again_changes_nothing(service, database_url):
     url = database_url(service)
     before = await described(url)
 
-    from tests.conftest import _run
-
-    _run(lambda: sql.migrate(url, service))
+    await asyncio.to_thread(asyncio.run, sql.migrate(url, service))
 
     assert await described(url) == before
 
@@ -107,4 +106,6 @@ def test_every_service_with_a_store_has_its_database():
     }
 
     assert with_store == set(databases.OWNERS)
-    assert {path.name for path in sql.MIGRATIONS.iterdir() if path.is_dir()} - {"__pycache__"} == with_store
+    assert {path.name for path in sql.MIGRATIONS.iterdir() if path.is_dir()} - {
+        "__pycache__"
+    } == with_store

@@ -1,7 +1,7 @@
 """Group commit: while one group of commands commits, the next one forms and is assessed.
 
-A commit costs the same for one payment as for a hundred, so there is no timer: a group is whatever has come while the
-one before it was busy, up to a bound. Source: design, section 4; DeWitt et al., "Implementation techniques for main
+A commit costs the same for one payment as for a hundred: a group is whatever has come while the one before it was busy,
+up to a bound. Source: design, section 4; DeWitt et al., "Implementation techniques for main
 memory database systems", 1984 (group commit).
 """
 
@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 
 # The fraud service's word when it does not answer.
 DEGRADED = Risk(Decision.DEGRADED, 0, ("FRAUD_UNAVAILABLE",))
+# From one group to the next, at least. At rest nobody waits for it; under load it makes groups large enough
+# that their statements cost less than the calls themselves: 1,000 payments a second at a p95 of 91 ms instead of 715 at
+# 1.2 s, on two cores (docs/performance.md).
+_PACE_SECONDS = 0.02
 _OVERLOAD_RETRY = timedelta(seconds=1)
 
 Assess = Callable[
@@ -119,11 +123,15 @@ class Group:
     async def run(self) -> None:
         """Form groups until `close`; what is queued then is still carried out."""
         committing: asyncio.Task[None] | None = None
+        clock = asyncio.get_running_loop().time
+        began = 0.0
         while self._queue or not self._closing:
             if not self._queue:
                 self._filled.clear()
                 await self._filled.wait()
                 continue
+            await asyncio.sleep(began + _PACE_SECONDS - clock())
+            began = clock()
             members = self._take()
             await self._assess(members)
             if committing is not None:
