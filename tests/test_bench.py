@@ -68,7 +68,7 @@ async def test_a_law_that_is_broken_is_found_in_the_books(sqlite_url):
     url = sqlite_url("payment")
     async with aiosqlite.connect(url.removeprefix("sqlite+aiosqlite:///")) as connection:
         out_of_nothing = (bytes(16) + b"INR", 5, 0, 0, 0, 1, 1, 0, 0, 0)
-        await connection.execute(f"INSERT INTO wallets VALUES ({'?,' * 9}?)", out_of_nothing)
+        await connection.execute("INSERT INTO wallets VALUES (?,?,?,?,?,?,?,?,?,?)", out_of_nothing)
         await connection.commit()
 
     found = await books.check(url, {}, unanswered=0)
