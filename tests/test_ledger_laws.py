@@ -322,7 +322,7 @@ def states_follow_from_facts(book, states, facts):
 
 def the_first_answer(command, earlier, outcome, book):
     """4. A replay gets the first answer; a payment's is brought up to date."""
-    if isinstance(command, CreatePayment):
+    if isinstance(earlier, Payment):
         assert outcome == book.payments[earlier.payment_id]
     else:
         assert outcome == earlier

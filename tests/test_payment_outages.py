@@ -120,7 +120,7 @@ async def test_a_group_whose_commit_was_lost_answers_each_member_once(on_a_line)
     payer, vendor = await bank.a_payer(), await bank.a_vendor()
     requests = [a_payment(vendor, 1_00) for _ in range(20)]
 
-    line.cut_after = 2
+    line.cut_after = 1
     answers = await asyncio.gather(
         *(payer.payments.CreatePayment(request) for request in requests for _ in range(2))
     )

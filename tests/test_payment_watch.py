@@ -216,12 +216,15 @@ async def test_a_stream_opened_before_anything_ever_happened_can_be_resumed(bank
 
 @pytest.mark.parametrize("dialect", ["sqlite"])
 async def test_a_cursor_that_is_none_or_behind_what_is_kept_has_expired(bank, subtests):
+    async with watching(bank.admin) as (_, start):
+        pass
     payer, vendor = await bank.a_payer(), await bank.a_vendor()
-    async with watching(payer) as (call, start):
+    async with watching(payer) as (call, _):
         for _ in range(5):
             await payer.pay(vendor)
         cursors = [message.cursor for message in await heard(call, 15)]
     ahead = f"{int(cursors[-1].partition('-')[0]) + 60_000}-0"
+    assert start == "0-0"  # given while there was nothing yet
     wrong = [
         "x",
         "1",

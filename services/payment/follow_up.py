@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -48,7 +49,7 @@ class FollowUp:
 
     def settle_soon(self, payment: Payment) -> None:
         """Settle a payment that has just been put on record."""
-        task = asyncio.create_task(self._attempt(payment, self.settle(payment)))
+        task = asyncio.create_task(self._attempt(self.settle, payment))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
@@ -88,7 +89,7 @@ class FollowUp:
             unassessed = await store.due_tasks(
                 connection, Task.ASSESS, before=now, limit=_PAYMENTS_PER_TURN
             )
-        await asyncio.gather(*(self._attempt(payment, self.settle(payment)) for payment in left))
+        await asyncio.gather(*(self._attempt(self.settle, payment) for payment in left))
         if unassessed:
             await self._assess(unassessed)
 
@@ -98,19 +99,21 @@ class FollowUp:
             return
         await asyncio.gather(
             *(
-                self._attempt(payment, self._record(payment, wire.risk(assessment)))
+                self._attempt(partial(self._record, wire.risk(assessment)), payment)
                 for payment, assessment in zip(payments, assessments, strict=True)
             )
         )
 
-    async def _record(self, payment: Payment, risk: Risk) -> None:
+    async def _record(self, risk: Risk, payment: Payment) -> None:
         await self._group.submit(RecordAssessment(payment.payment_id, payment.payer, risk))
 
-    async def _attempt(self, payment: Payment, work: Awaitable[object]) -> None:
+    async def _attempt(
+        self, work: Callable[[Payment], Awaitable[object]], payment: Payment
+    ) -> None:
         # What is wrong with one must stop neither the others nor the service; it stays on the list, and a later turn
         # finds it.
         try:
-            await work
+            await work(payment)
         except Exception as error:
             name = names.payment_name(payment.payment_id)
             if _is_away(error):

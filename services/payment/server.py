@@ -83,6 +83,7 @@ class PaymentServer:
         self._follow_up = FollowUp(self._engine, self.group, fraud, now=now, new_id=new_id)
         self._feed = Feed(self._redis, SERVICE)
         self._revocations = Revocations()
+        self._group_size_max = settings.group_size_max
         ledger = Ledger(
             engine=self._engine,
             owners=self._owners,
@@ -127,9 +128,16 @@ class PaymentServer:
             self._follow_up.run(),
             self._feed.run(),
             follow_revocations(self._revocations, self._redis, self._user),
-            # Several replicas share the work; an account's events may then be applied by two of them at once, and
-            # the account's version orders what they say.
-            streams.consume(self._redis, "user", SERVICE, secrets.token_hex(4), self._owners.apply),
+            # Replicas share the work, and each applies as many events as one group settles: the account's version
+            # orders what they say.
+            streams.consume(
+                self._redis,
+                "user",
+                SERVICE,
+                secrets.token_hex(4),
+                self._owners.apply,
+                at_once=self._group_size_max,
+            ),
         )
         return await self._server.start()
 
