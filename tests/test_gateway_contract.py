@@ -124,11 +124,11 @@ def test_a_new_certificate_changes_nothing_but_secrets():
     assert changed(told(), told(credentials=renewed)) == {snapshot.SECRETS}
 
 
-def test_a_new_replica_changes_nothing_but_endpoints():
+def test_a_new_replica_changes_nothing_but_endpoints_and_the_room_for_calls():
     one = told([a_route()], backends={"payment": [Address("127.0.0.1", 1)]})
     two = told([a_route()], backends={"payment": [Address("127.0.0.1", n) for n in (1, 2)]})
 
-    assert changed(one, two) == {snapshot.ENDPOINTS}
+    assert changed(one, two) == {snapshot.ENDPOINTS, snapshot.CLUSTERS}
 
 
 def test_a_changed_rpc_changes_nothing_but_routes_so_that_buckets_stay():

@@ -167,7 +167,9 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(bank):
     async with bank.replica(queue_size_max=5) as small:
         there = payer.at(small)
         bank.fraud.answers.clear()
-        paying = [asyncio.ensure_future(there.pay(vendor)) for _ in range(6)]
+        paying = [asyncio.ensure_future(there.pay(vendor))]
+        await eventually(lambda: bank.fraud.asked)  # a group of its own
+        paying += [asyncio.ensure_future(there.pay(vendor)) for _ in range(5)]
         await eventually(lambda: len(small.group._queue) == 5)
 
         async with asyncio.timeout(1), bank.nothing_changes():
