@@ -88,13 +88,13 @@ async def _measure(options: Options, directory: Path, console: Console) -> dict[
         own = stack.with_variables()
         one = stack.with_variables(TALLYSTICK_GROUP_SIZE_MAX="1")
         echo = stack.with_module("bench.echo")
-        for name, change, processes in (
-            ("capacity_per_second", own, options.payment_processes),
-            ("groups_of_one_per_second", one, options.payment_processes),
-            ("echo_per_second", echo, options.payment_processes),
+        for name, change, ledger in (
+            ("capacity_per_second", own, True),
+            ("groups_of_one_per_second", one, True),
+            ("echo_per_second", echo, False),
         ):
             console.print(f"reference: {name.replace('_', ' ')}")
-            references[name] = await _reference(options, directory / name, change, processes)
+            references[name] = await _reference(options, directory / name, change, ledger=ledger)
         console.print("reference: database alone")
         with _fresh_databases(options.profile, directory) as fresh:
             references["database_alone_per_second"] = await statements.per_second(
@@ -153,7 +153,7 @@ async def _headline(
 
 
 async def _reference(
-    options: Options, directory: Path, change: stack.Change, payment_processes: int
+    options: Options, directory: Path, change: stack.Change, *, ledger: bool
 ) -> float:
     """Calls answered a second with a fixed number in flight."""
     # Whose bucket is empty is refused, so the bucket is made to last; the filter does the same work.
@@ -162,9 +162,9 @@ async def _reference(
     os.environ["TALLYSTICK_RATE_PAYMENT"] = wide
     try:
         async with stack.running(
-            directory, options.profile, payment_processes=payment_processes, change=change
+            directory, options.profile, payment_processes=options.payment_processes, change=change
         ) as (endpoints, key_file):
-            world = await seed(endpoints, key_file, payers=1_000, vendors=_VENDORS)
+            world = await seed(endpoints, key_file, payers=1_000, vendors=_VENDORS, ledger=ledger)
             spec = _spec(endpoints, world, rate=0, seconds=_REFERENCE_SECONDS)
             outcome = await _offer(spec, directory)
     finally:
