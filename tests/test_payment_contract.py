@@ -11,13 +11,16 @@ import pytest
 from services.money import Money
 from services.payment import wire
 from services.payment.domain import ledger, payment, refusals
+from services.payment.handlers.request import once
 from services.payment.store import payments
 from services.refusal import Refusal
 from services.rpc import refusals as access_refusals
 from services.rpc.errors import CODES, status
+from services.rpc.identity import Caller
 from tallystick.access.v1 import access_pb2
 from tallystick.fraud.v1 import fraud_service_pb2
 from tallystick.payment.v1 import error_reason_pb2, payment_pb2, wallet_pb2
+from tallystick.payment.v1.wallet_service_pb2 import PayoutRequest, TopUpRequest
 
 CONTRACT = Path(__file__).parents[1] / "protos/tallystick/payment/v1/error_reason.proto"
 
@@ -134,6 +137,19 @@ def test_the_platforms_refusals_are_the_reasons_of_the_access_contract():
     }
 
     assert made == contract - {"UNSPECIFIED"}
+
+
+def test_requests_of_two_rpcs_are_told_apart_though_they_look_alike_on_the_wire():
+    caller = Caller(f"users/{UUID(int=7)}", frozenset(), "", 0)
+    wallet = f"users/{UUID(int=7)}/wallets/INR"
+    fields = {"request_id": str(UUID(int=8)), "wallet": wallet, "reference": "17"}
+    top_up, payout = TopUpRequest(**fields), PayoutRequest(**fields)
+    assert top_up.SerializeToString() == payout.SerializeToString()
+
+    first, second = (once(caller, each.request_id, each) for each in (top_up, payout))
+
+    assert first.key == second.key
+    assert first.body_hash != second.body_hash
 
 
 def test_every_refusal_travels_as_one_error_info_of_its_domain():
