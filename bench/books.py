@@ -3,19 +3,76 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services import sql
+from bench.http2 import NO_STATUS
+from bench.load import Outcome
+from bench.seed import CURRENCY, MONEY_EACH, World
+from services import names, sql
 from services.payment import audit, store
+from services.payment.domain.ledger import Bucket, WalletKey
 from services.payment.domain.payment import State
 
 _ROWS_AT_ONCE = 5_000
+_SHOWN_MAX = 10
+# A client that is told one of these cannot know whether its payment is stored: it would ask by its request_id.
+# CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, INTERNAL, UNAVAILABLE, DATA_LOSS, and no status at all.
+_OUTCOME_UNKNOWN = frozenset({1, 2, 4, 13, 14, 15, NO_STATUS})
+# What a client that waits may be told.
+_FINAL = frozenset({State.SUCCESS, State.FAILED, State.FLAGGED})
+
+
+class Paid(NamedTuple):
+    """A payment, as far as both sides know of it."""
+
+    payer: UUID
+    vendor: UUID
+    amount: int
+    state: int
+
+
+@dataclass
+class Told:
+    """What clients were told, by request id.
+
+    Attributes:
+        payments: Of answers: what was asked and the state told.
+        refused: Of refusals that mean that nothing is stored.
+        unknown: What was asked in calls that may or may not be stored.
+    """
+
+    payments: dict[str, Paid] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
+    unknown: dict[str, Paid] = field(default_factory=dict)
+
+    @classmethod
+    def by(cls, outcomes: Iterable[Outcome], world: World) -> Told:
+        """All that some loads in one world were told."""
+        told = cls()
+        vendors = [names.last_id(name) for name, _, _ in world.vendors]
+        for outcome in outcomes:
+            for number, request_id in enumerate(outcome.request_ids):
+                status = outcome.statuses[number]
+                asked = Paid(
+                    world.payers[outcome.payers[number]],
+                    vendors[outcome.vendors[number]],
+                    outcome.amounts[number],
+                    outcome.states[number],
+                )
+                if status == 0:
+                    told.payments[request_id] = asked
+                elif status in _OUTCOME_UNKNOWN:
+                    told.unknown[request_id] = asked
+                else:
+                    told.refused.add(request_id)
+        return told
 
 
 @dataclass(frozen=True)
@@ -24,80 +81,172 @@ class Books:
 
     Attributes:
         wrong: What does not match, at most ten; empty when the books are right.
+        wrong_count: How much does not.
         states: Stored payments by state.
-        group_sizes: How many transactions settled so many payments, by size.
+        times: When each payment was created, by request id.
+        laws: Each law of the ledger, and whether it holds.
     """
 
     wrong: list[str]
+    wrong_count: int
     states: dict[str, int]
-    group_sizes: Counter[int]
+    times: dict[str, datetime]
+    laws: dict[int, bool]
 
     @property
     def match(self) -> bool:
         """Nothing is wrong."""
         return not self.wrong
 
+    def group_sizes(self, request_ids: Iterable[str]) -> Counter[int]:
+        """How many transactions settled so many payments of some requests, by size."""
+        # Every payment of a group was created at the same instant.
+        times = Counter(self.times[found] for found in request_ids if found in self.times)
+        return Counter(times.values())
 
-async def check(database_url: str, told: Mapping[str, int], *, unanswered: int) -> Books:
-    """Compare, and check every law.
+
+async def check(database_url: str, told: Told, world: World) -> Books:
+    """Compare payments one by one, then every balance with what was told, then check every law of the ledger.
 
     Args:
         database_url: The ledger's.
-        told: By request id, the state its client was told; 0 for a refusal or no answer.
-        unanswered: How many of those got no answer at all: they may be stored or not.
+        told: What clients were told since the world was made. Nobody else has paid in it.
+        world: Whose balances; each payer began with MONEY_EACH.
     """
     engine = sql.create_engine(database_url)
     try:
-        stored = await _payments(engine)
-        wrong = _differences(stored, told, unanswered)
+        stored, times = await _payments(engine)
+        vendors = [names.last_id(name) for name, _, _ in world.vendors]
+        balances = await _balances(engine, [*world.payers, *vendors])
         findings = await audit.check(engine)
     finally:
         await engine.dispose()
+    wrong = differences(stored, told)
+    wrong += wrong_balances(balances, _settled(stored, told), world.payers)
     wrong += [
         f"law {number}: {finding.first_broken}"
         for number, finding in findings.items()
         if not finding.holds
     ]
-    states = Counter(State(state).name for state, _ in stored.values())
-    # Every payment of a group was created at the same instant.
-    groups = Counter(create_time for _, create_time in stored.values())
-    return Books(wrong[:10], dict(states), Counter(groups.values()))
+    return Books(
+        wrong=wrong[:_SHOWN_MAX],
+        wrong_count=len(wrong),
+        states=dict(Counter(State(paid.state).name for _, paid in stored)),
+        times={request_id: time for (request_id, _), time in zip(stored, times, strict=True)},
+        laws={number: finding.holds for number, finding in findings.items()},
+    )
 
 
-def _differences(
-    stored: Mapping[str, tuple[int, datetime]], told: Mapping[str, int], unanswered: int
-) -> list[str]:
+def differences(stored: Sequence[tuple[str, Paid]], told: Told) -> list[str]:
+    """Where rows and answers part; each request must be stored once, just as its client was told.
+
+    Args:
+        stored: Request id and payment of every row.
+        told: What clients were told.
+    """
+    by_request = dict(stored)
+    times = Counter(request_id for request_id, _ in stored)
     wrong = [
-        f"request {request_id}: told {State(state).name}, stored "
-        f"{State(stored[request_id][0]).name if request_id in stored else 'nothing'}"
-        for request_id, state in told.items()
-        if state and (request_id not in stored or stored[request_id][0] != state)
+        f"request {found}: stored {count} times" for found, count in times.items() if count > 1
     ]
-    wrong += [f"request {found}: stored, never sent" for found in stored if found not in told]
-    silent = sum(1 for request_id, state in told.items() if not state and request_id in stored)
-    if silent > unanswered:
-        wrong.append(
-            f"{silent} payments stored that were refused; only {unanswered} went unanswered"
-        )
+    for request_id, paid in told.payments.items():
+        found = by_request.get(request_id)
+        if paid.state not in _FINAL:
+            wrong.append(f"request {request_id}: told {_state(paid.state)}, which is no outcome")
+        elif found != paid:
+            wrong.append(f"request {request_id}: told {_shown(paid)}, stored {_shown(found)}")
+    for request_id, found in by_request.items():
+        if request_id in told.payments:
+            continue
+        asked = told.unknown.get(request_id)
+        if request_id in told.refused:
+            wrong.append(f"request {request_id}: refused, stored {_shown(found)}")
+        elif asked is None:
+            wrong.append(f"request {request_id}: never sent, stored {_shown(found)}")
+        elif found[:-1] != asked[:-1]:
+            wrong.append(f"request {request_id}: asked {_shown(asked)}, stored {_shown(found)}")
     return wrong
 
 
-async def _payments(engine: AsyncEngine) -> dict[str, tuple[int, datetime]]:
+def wrong_balances(
+    balances: Mapping[UUID, tuple[int, int]], settled: Iterable[Paid], payers: Iterable[UUID]
+) -> list[str]:
+    """Where balances are not what payments make them.
+
+    Args:
+        balances: `online` and `held`, by owner.
+        settled: The payments that there are.
+        payers: Who began with MONEY_EACH; everybody else began with nothing.
+    """
+    online, held = Counter[UUID](), Counter[UUID]()
+    online.update(dict.fromkeys(payers, MONEY_EACH))
+    for paid in settled:
+        if paid.state in {State.SUCCESS, State.FLAGGED}:
+            online[paid.payer] -= paid.amount
+        if paid.state == State.SUCCESS:
+            online[paid.vendor] += paid.amount
+        if paid.state == State.FLAGGED:
+            held[paid.payer] += paid.amount
+    return [
+        f"{names.user_name(owner)}: online and held are {found}, what was told makes "
+        f"{(online[owner], held[owner])}"
+        for owner, found in balances.items()
+        if found != (online[owner], held[owner])
+    ]
+
+
+def _settled(stored: Sequence[tuple[str, Paid]], told: Told) -> Iterable[Paid]:
+    # Where clients were told, their word counts; where they were not, the row is all there is.
+    yield from told.payments.values()
+    yield from (paid for request_id, paid in stored if request_id in told.unknown)
+
+
+def _state(state: int) -> str:
+    return State(state).name if state else "nothing"
+
+
+def _shown(paid: Paid | None) -> str:
+    if paid is None:
+        return "nothing"
+    return f"{_state(paid.state)} of {paid.amount} from {paid.payer} to {paid.vendor}"
+
+
+async def _payments(engine: AsyncEngine) -> tuple[list[tuple[str, Paid]], list[datetime]]:
     table = store.payments
-    columns = (table.c.payment_id, table.c.request_id, table.c.state, table.c.create_time)
+    columns = (
+        table.c.payment_id,
+        table.c.request_id,
+        table.c.payer_wallet,
+        table.c.vendor_wallet,
+        table.c.amount,
+        table.c.state,
+        table.c.create_time,
+    )
     query = sa.select(*columns).order_by(table.c.payment_id).limit(_ROWS_AT_ONCE)
-    found: dict[str, tuple[int, datetime]] = {}
+    found: list[tuple[str, Paid]] = []
+    times: list[datetime] = []
     async with sql.reading(engine) as connection:
-        last: UUID | None = None
-        while True:
-            page = query if last is None else query.where(table.c.payment_id > last)
-            rows = (await connection.execute(page)).all()
+        rows = (await connection.execute(query)).all()
+        while rows:
             for row in rows:
-                if (
-                    str(row.request_id) in found
-                ):  # a second payment of one request is itself a finding
-                    found[f"{row.request_id} again"] = (row.state, row.create_time)
-                found[str(row.request_id)] = (row.state, row.create_time)
-            if len(rows) < _ROWS_AT_ONCE:
-                return found
-            last = rows[-1].payment_id
+                payer = store.wallet_key(row.payer_wallet).owner_id
+                vendor = store.wallet_key(row.vendor_wallet).owner_id
+                found.append((str(row.request_id), Paid(payer, vendor, row.amount, row.state)))
+                times.append(row.create_time)
+            after = query.where(table.c.payment_id > rows[-1].payment_id)
+            rows = (await connection.execute(after)).all()
+    return found, times
+
+
+async def _balances(engine: AsyncEngine, owners: Sequence[UUID]) -> dict[UUID, tuple[int, int]]:
+    """`online` and `held` of each; nothing for who has no wallet."""
+    balances = dict.fromkeys(owners, (0, 0))
+    async with sql.reading(engine) as connection:
+        for start in range(0, len(owners), _ROWS_AT_ONCE):
+            keys = [WalletKey(owner, CURRENCY) for owner in owners[start : start + _ROWS_AT_ONCE]]
+            for key, wallet in (await store.read_wallets(connection, keys)).items():
+                balances[key.owner_id] = (
+                    wallet.balance(Bucket.ONLINE),
+                    wallet.balance(Bucket.HELD),
+                )
+    return balances

@@ -9,9 +9,12 @@ from __future__ import annotations
 from typing import Any
 
 import grpc
+import uvloop
 
+from services import telemetry
 from services.environment import Environment
 from services.payment.handlers.payments import PaymentService
+from services.payment.server import SERVICE
 from services.payment.settings import Settings
 from services.rpc.lifetime import until_terminated
 from services.rpc.revocations import Revocations
@@ -38,7 +41,7 @@ class _Echo(PaymentService):
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM."""
     server = Server(
-        "payment",
+        SERVICE,
         settings.listen,
         settings.tls,
         [
@@ -57,7 +60,12 @@ async def serve(settings: Settings) -> None:
         await server.stop(notice_seconds=0, grace_seconds=1)
 
 
-if __name__ == "__main__":
-    import uvloop
+def main() -> None:
+    """Run it from the payment service's settings."""
+    settings = Settings.read(Environment())
+    telemetry.configure(SERVICE, level=settings.log_level)
+    uvloop.run(serve(settings))
 
-    uvloop.run(serve(Settings.read(Environment())))
+
+if __name__ == "__main__":
+    main()

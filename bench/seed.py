@@ -1,8 +1,8 @@
 """A world to pay in: approved payers with money and tokens, vendors with sites.
 
 Everything is what the services themselves would have stored and said: accounts and events through the user service's
-store, money through the ledger's commands, tokens signed with the user service's key. Only passwords are missing,
-because 6,000 Argon2id hashes are minutes of work that measure nothing here.
+store, money through the ledger's commands, tokens signed with the user service's key. Only the password is everybody's
+same one, because 6,000 Argon2id hashes are minutes of work that measure nothing here.
 """
 
 from __future__ import annotations
@@ -14,14 +14,18 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from math import ceil
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils.compat import uuid7
 
+from cli.process import StartError
 from cli.stack.endpoints import Endpoints
 from services import event_log, names, sql
+from services.fraud import store as fraud_store
 from services.money import Money
 from services.payment import store as ledger_store
 from services.payment.domain.book import Policy, Request
@@ -32,16 +36,24 @@ from services.user import events
 from services.user.domain import session, signing_key
 from services.user.domain.site import Position, Site
 from services.user.domain.user import Role, State, User
+from services.user.passwords import Passwords
 from services.user.signing import KeyRing
 from services.user.store import signing_keys, tables, users
 from tallystick.event.v1 import event_pb2
 
 CURRENCY = "INR"
-# Near each other, so that a payer is near every vendor: distance is a rule this load does not mean to break.
+# What each payer is given, in minor units: more than a run can spend.
+MONEY_EACH = 1_000_000_00
+# Near each other, so that a payer is near every vendor: distance is a rule this load breaks on purpose only.
 _CENTRE = (12.9716, 77.5946)
 _ACCOUNTS_PER_TRANSACTION = 200
-_MONEY_EACH = 1_000_000_00
+_WALLETS_PER_QUERY = 1_000
 _ARRIVAL_SECONDS_MAX = 120.0
+_POLL_SECONDS = 0.1
+# A payer's bucket, as the contract has it, holds 10 and gets another every 6 seconds: who pays no oftener than this is
+# never refused, though clocks are not that exact.
+_BURST = 10
+_SECONDS_BETWEEN = 6.6
 
 
 @dataclass(frozen=True)
@@ -49,12 +61,21 @@ class World:
     """Who pays whom.
 
     Attributes:
-        tokens: An access token for each payer.
+        payers: Ids of who pays; each began with MONEY_EACH, or with nothing where there is no ledger.
+        tokens: An access token for each payer, good for 15 minutes.
         vendors: `users/{uuid}`, latitude and longitude of each.
     """
 
+    payers: list[UUID]
     tokens: list[str]
     vendors: list[tuple[str, float, float]]
+
+
+def payers_needed(rate: float, seconds: float) -> int:
+    """How many must share a load, each paying in turn, for none to meet the limit of 10 a minute."""
+    by_burst = rate * seconds / _BURST
+    by_refill = rate * _SECONDS_BETWEEN
+    return max(1, ceil(min(by_burst, by_refill)))
 
 
 async def seed(
@@ -70,30 +91,32 @@ async def seed(
         ledger: There is a payment service that opens wallets; without one nobody has money.
 
     Raises:
-        TimeoutError: the payment service has not opened all wallets after two minutes.
+        StartError: a service has not heard of everybody after two minutes.
     """
-    user_engine = sql.create_engine(endpoints.services["user"].database_url)
-    payment_engine = sql.create_engine(endpoints.services["payment"].database_url)
+    engines = {
+        name: sql.create_engine(endpoints.services[name].database_url)
+        for name in ("user", "payment", "fraud")
+    }
     try:
         shops = [_account(Role.VENDOR) for _ in range(vendors)]
         people = [_account(Role.USER) for _ in range(payers)]
         sites = {shop.user_id: [_site(shop, number)] for number, shop in enumerate(shops)}
-        for start in range(0, len(shops + people), _ACCOUNTS_PER_TRANSACTION):
-            batch = (shops + people)[start : start + _ACCOUNTS_PER_TRANSACTION]
-            await sql.transact(user_engine, _register(batch, sites))
+        await _register(engines["user"], shops + people, sites)
+        await _until(lambda: _knows_sites(engines["fraud"], vendors), "fraud")
         if ledger:
-            await _until_known(payment_engine, [*shops, *people])
-            await _top_up(payment_engine, people)
+            await _until(lambda: _has_wallets(engines["payment"], shops + people), "payment")
+            await _top_up(engines["payment"], people)
         return World(
-            await _sign_in(user_engine, KeyRing.read(key_file), people),
+            [person.user_id for person in people],
+            await _sign_in(engines["user"], KeyRing.read(key_file), people),
             [
                 (names.user_name(owner), found.position.latitude, found.position.longitude)
                 for owner, (found,) in sites.items()
             ],
         )
     finally:
-        await user_engine.dispose()
-        await payment_engine.dispose()
+        for engine in engines.values():
+            await engine.dispose()
 
 
 def _account(role: Role) -> User:
@@ -113,13 +136,26 @@ def _site(shop: User, number: int) -> Site:
     return Site(shop.user_id, uuid7(), "Shop", position, is_open=True, create_time=shop.create_time)
 
 
-def _register(
-    batch: Sequence[User], sites: dict[UUID, list[Site]]
+async def _register(
+    engine: AsyncEngine, accounts: Sequence[User], sites: dict[UUID, list[Site]]
+) -> None:
+    passwords = Passwords(threads=1)
+    try:
+        password_hash = await passwords.hash(secrets.token_urlsafe(32))
+    finally:
+        passwords.close()
+    for start in range(0, len(accounts), _ACCOUNTS_PER_TRANSACTION):
+        batch = accounts[start : start + _ACCOUNTS_PER_TRANSACTION]
+        await sql.transact(engine, _registration(batch, sites, password_hash))
+
+
+def _registration(
+    batch: Sequence[User], sites: dict[UUID, list[Site]], password_hash: str
 ) -> Callable[[AsyncConnection], Awaitable[None]]:
     async def work(connection: AsyncConnection) -> None:
         recorded: list[event_pb2.Event] = []
         for account in batch:
-            await users.insert_user(connection, account, "no password opens this")
+            await users.insert_user(connection, account, password_hash)
             own = sites.get(account.user_id, [])
             for site in own:
                 await users.insert_site(connection, site)
@@ -131,17 +167,34 @@ def _register(
     return work
 
 
-async def _until_known(engine: AsyncEngine, accounts: Sequence[User]) -> None:
-    keys = [WalletKey(account.user_id, CURRENCY) for account in accounts]
-    async with asyncio.timeout(_ARRIVAL_SECONDS_MAX):
-        for start in range(0, len(keys), 1_000):
-            wanted = keys[start : start + 1_000]
+async def _until(holds: Callable[[], Awaitable[bool]], service: str) -> None:
+    try:
+        async with asyncio.timeout(_ARRIVAL_SECONDS_MAX):
             while True:
-                async with sql.reading(engine) as connection:
-                    found = await ledger_store.read_wallets(connection, wanted)
-                if len(found) == len(wanted):
-                    break
-                await asyncio.sleep(0.1)
+                if await holds():
+                    return
+                await asyncio.sleep(_POLL_SECONDS)
+    except TimeoutError:
+        raise StartError(
+            f"{service} has not heard of all accounts after {_ARRIVAL_SECONDS_MAX:.0f} s."
+        ) from None
+
+
+async def _knows_sites(engine: AsyncEngine, vendors: int) -> bool:
+    # What is in the table is in the index that the checks use; it is written there afterwards.
+    async with sql.reading(engine) as connection:
+        query = sa.select(sa.func.count()).select_from(fraud_store.sites)
+        return (await connection.execute(query)).scalar_one() >= vendors
+
+
+async def _has_wallets(engine: AsyncEngine, accounts: Sequence[User]) -> bool:
+    keys = [WalletKey(account.user_id, CURRENCY) for account in accounts]
+    async with sql.reading(engine) as connection:
+        for start in range(0, len(keys), _WALLETS_PER_QUERY):
+            wanted = keys[start : start + _WALLETS_PER_QUERY]
+            if len(await ledger_store.read_wallets(connection, wanted)) < len(wanted):
+                return False
+    return True
 
 
 async def _top_up(engine: AsyncEngine, people: Sequence[User]) -> None:
@@ -161,13 +214,13 @@ async def _top_up(engine: AsyncEngine, people: Sequence[User]) -> None:
     operator = uuid4()
     commands = [
         MoveFunds(
-            request=request_of(operator),
+            request=_request_of(operator),
             transfer_id=uuid7(),
             wallet=WalletKey(person.user_id, CURRENCY),
             purpose=Purpose.TOP_UP,
             source=None,
             target=Bucket.ONLINE,
-            amount=Money(_MONEY_EACH, CURRENCY),
+            amount=Money(MONEY_EACH, CURRENCY),
             reference="bench",
             actor=names.user_name(operator),
         )
@@ -177,11 +230,11 @@ async def _top_up(engine: AsyncEngine, people: Sequence[User]) -> None:
     try:
         await asyncio.gather(*(group.submit(command) for command in commands))
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
+        group.close()
+        await running
 
 
-def request_of(caller: UUID) -> Request:
+def _request_of(caller: UUID) -> Request:
     """A request nobody made before."""
     request_id = uuid4()
     body = hashlib.sha256(secrets.token_bytes(16)).digest()

@@ -1,13 +1,17 @@
-"""Stacks the benchmark starts for itself, and what their processes cost."""
+"""Stacks the benchmark starts for itself."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import replace
+import time
+import urllib.request
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from bench.processes import cpu_seconds
 from cli.process import Ports
 from cli.stack import endpoints
 from cli.stack.endpoints import Endpoints
@@ -15,67 +19,132 @@ from cli.stack.layout import Layout
 from cli.stack.plan import Plan, plan, service_of
 from cli.stack.supervisor import Program
 from cli.stack.up import Stack, say
+from services.environment import PREFIX, SettingError
 
-Change = Callable[[Program], Program]
-_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+# Variables that lead a stack to what is not its own. Some of them hold passwords.
+_ELSEWHERE = ("MYSQL_URL", "REDIS_URL", "KEK_FILE")
+# Every payer's bucket, for loads that few payers share; the filter does the same work as with the contract's.
+NEVER_EMPTY = {"RATE_PAYMENT": "1000000/1000000/60000"}
+
+# A stack is at rest when all of it together uses no more than this share of a core.
+_AT_REST_SHARE = 0.25
+_AT_REST_SECONDS_MAX = 60.0
+_LOOK_SECONDS = 0.5
+_ANSWERS = "cluster.payment.upstream_rq_completed"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is different about a stack.
+
+    Attributes:
+        module: What its payment processes run.
+        variables: Of all its programs, without prefix.
+    """
+
+    module: str = "services.payment"
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_environment() -> None:
+    """See that a stack started here would be the benchmark's own.
+
+    Raises:
+        SettingError: a variable would lead it to somebody else's server, which it would fill with its own accounts.
+    """
+    for name in _ELSEWHERE:
+        if os.environ.get(PREFIX + name):
+            raise SettingError(
+                f"{PREFIX}{name} is set. The benchmark fills what it measures with accounts of its own, so it runs on "
+                f"servers of its own only. Unset it."
+            )
+
+
+def own_variables() -> dict[str, str]:
+    """The `TALLYSTICK_` variables that every stack here gets; after `check_environment`, none is a secret."""
+    return {name: value for name, value in os.environ.items() if name.startswith(PREFIX)}
 
 
 @contextlib.asynccontextmanager
 async def running(
-    directory: Path,
-    profile: str,
-    *,
-    payment_processes: int,
-    change: Change = lambda program: program,
+    directory: Path, profile: str, *, payment_processes: int, variant: Variant
 ) -> AsyncIterator[tuple[Endpoints, Path]]:
-    """A stack of its own for as long as the block runs: its endpoints, and its key-encryption key.
+    """A stack for as long as the block runs: its endpoints, and its key-encryption key.
 
     Args:
         directory: Everything it writes goes there.
         profile: `dev` or `mysql`.
         payment_processes: How many share the work.
-        change: What is different about its payment processes.
+        variant: What is different about it.
 
     Raises:
         StartError: it did not start.
     """
     layout = Layout(run=directory / "run", data=directory / "data")
     with layout.claim(), Ports() as ports:
-        planned = _changed(plan(layout, ports, profile, 0, payment_processes), change)
-        stack = Stack(planned)
+        stack = Stack(_varied(plan(layout, ports, profile, 0, payment_processes), variant))
         try:
             await stack.start()
             yield endpoints.read(layout.endpoints_file), layout.make_key_encryption_key()
         except BaseException:
-            say(f"logs were in {layout.run / 'logs'}")
+            _keep_logs(layout)
             raise
         finally:
             await stack.stop()
 
 
-def _changed(planned: Plan, change: Change) -> Plan:
-    services = tuple(
-        change(program) if service_of(program.name) == "payment" else program
-        for program in planned.services
+def _keep_logs(layout: Layout) -> None:
+    # The directory is about to be removed: what a person needs to see is shown now.
+    for log in sorted((layout.run / "logs").glob("*.log")):
+        lines = [line for line in log.read_text(errors="replace").splitlines() if _is_trouble(line)]
+        for line in lines[-3:]:
+            say(f"{log.name}: {line[:500]}")
+
+
+def _is_trouble(line: str) -> bool:
+    return any(word in line for word in ('"ERROR"', '"CRITICAL"', "Traceback", "[critical]"))
+
+
+def _varied(planned: Plan, variant: Variant) -> Plan:
+    variables = {PREFIX + name: value for name, value in variant.variables.items()}
+
+    def varied(program: Program) -> Program:
+        command = list(program.command)
+        if service_of(program.name) == "payment":
+            command[-1] = variant.module
+        return replace(program, command=command, environment={**program.environment, **variables})
+
+    return replace(
+        planned,
+        services=tuple(varied(program) for program in planned.services),
+        gateway=varied(planned.gateway),
     )
-    return replace(planned, services=services)
 
 
-def with_variables(**variables: str) -> Change:
-    """The same program with other variables."""
-    return lambda program: replace(program, environment={**program.environment, **variables})
+async def at_rest(processes: Mapping[str, int]) -> bool:
+    """Wait until a stack has done what seeding left it to do; False when it has not after a minute.
+
+    What still runs when a load begins would be counted as the load's.
+    """
+    deadline = time.monotonic() + _AT_REST_SECONDS_MAX
+    before, since = sum(cpu_seconds(processes).values()), time.monotonic()
+    while time.monotonic() < deadline:
+        await asyncio.sleep(_LOOK_SECONDS)
+        used, now = sum(cpu_seconds(processes).values()), time.monotonic()
+        if used - before <= _AT_REST_SHARE * (now - since):
+            return True
+        before, since = used, now
+    return False
 
 
-def with_module(module: str) -> Change:
-    """Another program, told the same."""
-    return lambda program: replace(program, command=[*program.command[:-1], module])
+def answers_passed(envoy_admin: str) -> int:
+    """How many answers of payment processes Envoy has passed on, by its own count.
 
-
-def cpu_seconds(processes: Mapping[str, int]) -> dict[str, float]:
-    """CPU each process has used since it started, its threads included; by name."""
-    return {name: _cpu_seconds(pid) for name, pid in processes.items()}
-
-
-def _cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_SECOND
+    Args:
+        envoy_admin: `http://host:port` of its own pages.
+    """
+    with urllib.request.urlopen(  # noqa: S310 - our own Envoy's, on this machine
+        f"{envoy_admin}/stats?filter=^{_ANSWERS}$", timeout=5
+    ) as page:
+        text: str = page.read().decode()
+    return int(text.rpartition(":")[2])

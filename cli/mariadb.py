@@ -58,6 +58,7 @@ def install(directory: Path) -> None:
                 *_user(),
                 # With a space in place of "=" it makes nothing and says it went well.
                 f"--datadir={alias}",
+                _own_tmpdir(alias),
                 # root comes in by the socket only, as whoever owns the server.
                 "--auth-root-authentication-method=socket",
                 "--skip-test-db",
@@ -113,6 +114,7 @@ def command(port: int, directory: Path, accounts: Path, *, durable: bool) -> lis
         "--no-defaults",
         *_user(),
         f"--datadir={directory}",
+        _own_tmpdir(directory),
         # Relative to the data directory: a socket's path holds 107 bytes, and directories are deep.
         "--socket=mariadb.sock",
         "--pid-file=mariadb.pid",
@@ -175,6 +177,12 @@ def running(*, durable: bool = False) -> Iterator[str]:
             yield url(port, account)
         finally:
             process.stop(server, grace_seconds=10)
+
+
+def _own_tmpdir(directory: Path) -> str:
+    # A server that starts deletes what looks like its old temporary tables, and in a shared /tmp those are other
+    # servers' present ones.
+    return f"--tmpdir={directory}"
 
 
 def _user() -> list[str]:

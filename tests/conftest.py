@@ -81,6 +81,23 @@ def gateway(
         yield running
 
 
+@pytest.fixture(scope="session")
+def outsider(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Somebody outside a whole running stack, one for the whole session."""
+    from tests.outsider import outsider_of_a_stack
+
+    with outsider_of_a_stack(tmp_path_factory.mktemp("stack")) as running:
+        yield running
+
+
+@pytest.fixture
+def unchanged(outsider: Any) -> Iterator[None]:
+    """Holds a test to having moved no money, made no account and changed none."""
+    before = outsider.books()
+    yield
+    assert outsider.books() == before
+
+
 @pytest.fixture(params=["sqlite", "mariadb"])
 def dialect(request: pytest.FixtureRequest) -> str:
     """Which database a test runs on: every test that asks for `database_url` runs on both.

@@ -310,8 +310,11 @@ class Browser:
         response = self._connection.getresponse()
         return response, response.read()
 
-    def call(self, path, request=b"", *, token=None, headers=()):
-        """One call; messages of a stream are collected until it ends."""
+    def call(self, path, request=b"", *, token=None, headers=(), body=None):
+        """One call; messages of a stream are collected until it ends.
+
+        With a body, that goes out as it is, in place of the request in its frame.
+        """
         sent = {
             "content-type": "application/grpc-web+proto",
             "x-grpc-web": "1",
@@ -320,10 +323,7 @@ class Browser:
         }
         if token is not None:
             sent["authorization"] = f"Bearer {token}"
-        request = _bytes(request)
-        response, body = self.send(
-            "POST", path, sent, b"\0" + struct.pack(">I", len(request)) + request
-        )
+        response, body = self.send("POST", path, sent, frame(request) if body is None else body)
         assert response.status == 200, (response.status, body)
         received = {name.lower(): value for name, value in response.getheaders()}
         messages = []
@@ -369,6 +369,12 @@ def until(holds, *, seconds=10.0):
         if time.monotonic() > deadline:
             raise TimeoutError(holds)
         time.sleep(0.02)
+
+
+def frame(request, *, compressed=False):
+    """A message as it goes over the wire."""
+    content = _bytes(request)
+    return struct.pack(">BI", compressed, len(content)) + content
 
 
 def _method(path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from contextlib import asynccontextmanager
 
 from sqlalchemy.engine import make_url
@@ -34,6 +35,13 @@ class _Stoppable:
             self._server.kill()
             await asyncio.to_thread(self._server.wait)
             self._server = None
+
+    def hang(self):
+        """Let it hold its connections and answer nothing, until `go_on`."""
+        self._server.send_signal(signal.SIGSTOP)
+
+    def go_on(self):
+        self._server.send_signal(signal.SIGCONT)
 
 
 class Mariadb(_Stoppable):

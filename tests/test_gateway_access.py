@@ -159,7 +159,8 @@ def test_a_token_for_another_audience_is_refused(gateway, audience):
 
     answer = gateway.call(WATCH_PAYMENTS, token=gateway.key.sign(claims))
 
-    assert answer.code in {CODE.UNAUTHENTICATED, CODE.PERMISSION_DENIED}
+    assert answer.code is CODE.UNAUTHENTICATED
+    assert answer.reason == ("access.tallystick", "UNAUTHENTICATED")
 
 
 def test_a_token_in_the_address_is_not_looked_at(gateway):
@@ -282,7 +283,7 @@ def test_reflection_and_health_stay_inside(gateway):
 def test_who_speaks_neither_grpc_nor_grpc_web_gets_an_http_error(gateway):
     with gateway.web() as browser:
         assert browser.send("GET", "/")[0].status == 404
-        assert browser.send("POST", WATCH_PAYMENTS)[0].status == 401
+        assert browser.send("POST", WATCH_PAYMENTS)[0].status == 415
 
 
 @pytest.mark.parametrize(

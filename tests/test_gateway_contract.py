@@ -227,6 +227,7 @@ def test_the_gateway_refuses_in_no_other_ways_than_its_contract_lists():
         gateway_refusals.method_unknown(),
         gateway_refusals.message_too_large(1),
         gateway_refusals.request_malformed(),
+        gateway_refusals.encoding_unsupported(),
         gateway_refusals.call_timed_out(),
     ]
 

@@ -205,6 +205,7 @@ async def test_while_the_database_is_away_callers_are_told_to_come_back_and_then
         await eventually(lambda: has_settled(payer, pending))
         assert await vendor.online() == 3_00
 
+        await hung_and_back(bank, server)
         await killed_under_load(bank, server)
 
 
@@ -222,6 +223,24 @@ async def insist(send):
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise
                 await asyncio.sleep(0.02)
+
+
+async def hung_and_back(bank, server):
+    """A server that holds its connections and answers nothing is given up in time, and its answer not guessed."""
+    payer, vendor = await bank.a_payer(), await bank.a_vendor()
+    request = a_payment(vendor, 1_00)
+
+    server.hang()
+    with patch.object(sql, "_TRANSACTION_SECONDS", 0.3):
+        async with asyncio.timeout(5):
+            refusal = await refused(payer.payments.CreatePayment(request))
+    server.go_on()
+
+    assert refusal.code is grpc.StatusCode.UNAVAILABLE
+    assert refusal.metadata == {"dependency": "database"}
+    answer = await insist(lambda: payer.payments.CreatePayment(request))
+    assert answer.payment.state == SUCCESS
+    assert await vendor.online() == 1_00
 
 
 async def killed_under_load(bank, server):

@@ -70,13 +70,15 @@ class _Edge(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, handler: _Handler, rule: Rule) -> _Handler:
+        # Served as if requests were streams, which on the wire they are: a call that ends before its message, or in the
+        # middle of it, never reaches a handler of one message, and gRPC then leaves its caller without an answer.
         if rule.streams:
             stream: Any = handler.unary_stream
 
-            async def serve_stream(raw: bytes, context: Context) -> AsyncIterator[Message]:
+            async def serve_stream(_: object, context: Context) -> AsyncIterator[Message]:
                 span = None
                 try:
-                    request = _parse(handler, raw)
+                    request = _parse(handler, await context.read())
                     span = self._admit(request, context, rule)
                     async with contextlib.aclosing(stream(request, context)) as answers:
                         async for answer in answers:
@@ -89,7 +91,7 @@ class _Edge(grpc.aio.ServerInterceptor):
                     if span is not None:
                         span.end()
 
-            return grpc.unary_stream_rpc_method_handler(
+            return grpc.stream_stream_rpc_method_handler(
                 serve_stream,
                 response_serializer=handler.response_serializer,
             )
@@ -97,10 +99,10 @@ class _Edge(grpc.aio.ServerInterceptor):
         unary: Any = handler.unary_unary
         timeout = rule.timeout.total_seconds()
 
-        async def serve(raw: bytes, context: Context) -> Message | None:
+        async def serve(_: object, context: Context) -> Message | None:
             span = None
             try:
-                request = _parse(handler, raw)
+                request = _parse(handler, await context.read())
                 span = self._admit(request, context, rule)
                 if context.time_remaining() is not None:  # gRPC ends the call itself
                     return await unary(request, context)  # type: ignore[no-any-return]
@@ -113,7 +115,7 @@ class _Edge(grpc.aio.ServerInterceptor):
                 if span is not None:
                     span.end()
 
-        return grpc.unary_unary_rpc_method_handler(
+        return grpc.stream_unary_rpc_method_handler(
             serve,
             response_serializer=handler.response_serializer,
         )
@@ -159,13 +161,15 @@ class _Edge(grpc.aio.ServerInterceptor):
         await context.abort_with_status(rpc_status.to_status(errors.status(refusal, self._service)))
 
 
-def _parse(handler: _Handler, raw: bytes) -> Message:
+def _parse(handler: _Handler, raw: object) -> Message:
     """Read a request here and not in gRPC, which would answer UNKNOWN with the name of a Python class.
 
     Raises:
         Refusal: fields_invalid.
     """
     assert handler.request_deserializer is not None
+    if not isinstance(raw, bytes):  # the end of the call
+        raise refusals.fields_invalid([("", "is missing or cut off")])
     try:
         return handler.request_deserializer(raw)  # type: ignore[no-any-return]
     except DecodeError as error:

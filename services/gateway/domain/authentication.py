@@ -82,9 +82,15 @@ def authorization() -> hcm.HttpFilter:
 
 
 def permission(route: Route) -> Any:
-    """Who may call an RPC: anybody, or bearers of one of its roles."""
+    """Who may call an RPC: anybody, or bearers of one of its roles.
+
+    A call is a POST: services drop whatever else comes, which would count against the replica.
+    """
     principals = [_role(role) for role in route.roles] or [rbac.Principal(any=True)]
-    policy = rbac.Policy(permissions=[rbac.Permission(any=True)], principals=principals)
+    post = envoy_route.HeaderMatcher(
+        name=":method", string_match=matcher.StringMatcher(exact="POST")
+    )
+    policy = rbac.Policy(permissions=[rbac.Permission(header=post)], principals=principals)
     rules = rbac.Rbac(action=rbac.RbacAction.ALLOW, policies={"contract": policy})
     return Any.pack(http_rbac.RbacPerRoute(rbac=http_rbac.Rbac(rules=rules)))
 

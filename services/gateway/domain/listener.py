@@ -16,6 +16,7 @@ from envoy_data_plane.envoy.extensions.filters.http.buffer import v3 as buffer
 from envoy_data_plane.envoy.extensions.filters.http.cors import v3 as cors
 from envoy_data_plane.envoy.extensions.filters.http.grpc_stats import v3 as grpc_stats
 from envoy_data_plane.envoy.extensions.filters.http.grpc_web import v3 as grpc_web
+from envoy_data_plane.envoy.extensions.filters.http.header_mutation import v3 as header_mutation
 from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
 from envoy_data_plane.envoy.extensions.http.early_header_mutation.header_mutation import (
@@ -60,6 +61,16 @@ _NOT_FROM_OUTSIDE = (
 )
 # `x-envoy-…` would change timeouts and retries, of payments too.
 _NOT_FROM_OUTSIDE_PREFIXES = ("x-envoy-", "x-user-")
+# gRPC reads these itself. One that it cannot read spoils the name for every later call on the same connection, and all
+# callers share the gateway's few (grpcio 1.85). Nobody behind the gateway asks for them.
+_READ_BY_GRPC = (
+    "grpc-internal-encoding-request",
+    "grpc-message",
+    "grpc-previous-rpc-attempts",
+    "grpc-retry-pushback-ms",
+    "grpc-status",
+)
+_READ_BY_GRPC_SUFFIX = "-bin"
 
 
 def public_listener(edge: Edge, encode: replies.Encode) -> envoy_listener.Listener:
@@ -168,26 +179,41 @@ def _filters(edge: Edge) -> list[hcm.HttpFilter]:
                 replace_dots_in_grpc_service_name=True,
             ),
         ),
+        http_filter("envoy.filters.http.header_mutation", _without_trailers()),
         http_filter("envoy.filters.http.router", router.Router(suppress_envoy_headers=True)),
     ]
 
 
 def _strip(edge: Edge) -> core.TypedExtensionConfig:
-    names = list(_NOT_FROM_OUTSIDE)
+    names = [*_NOT_FROM_OUTSIDE, *_READ_BY_GRPC]
     if edge.trusted_proxies == 0:
         names.append("x-forwarded-for")
+    patterns = [matcher.StringMatcher(prefix=prefix) for prefix in _NOT_FROM_OUTSIDE_PREFIXES]
+    patterns.append(matcher.StringMatcher(suffix=_READ_BY_GRPC_SUFFIX))
     removals = [mutation_rules.HeaderMutation(remove=name) for name in names]
     removals += [
         mutation_rules.HeaderMutation(
-            remove_on_match=mutation_rules.HeaderMutationRemoveOnMatch(
-                key_matcher=matcher.StringMatcher(prefix=prefix)
-            )
+            remove_on_match=mutation_rules.HeaderMutationRemoveOnMatch(key_matcher=pattern)
         )
-        for prefix in _NOT_FROM_OUTSIDE_PREFIXES
+        for pattern in patterns
     ]
     return core.TypedExtensionConfig(
         name="envoy.http.early_header_mutation.header_mutation",
         typed_config=Any.pack(early_header_mutation.HeaderMutation(mutations=removals)),
+    )
+
+
+def _without_trailers() -> header_mutation.HeaderMutation:
+    """What a client sends behind its message: gRPC has no use for it, and reads it as it does headers."""
+    anything = matcher.StringMatcher(safe_regex=matcher.RegexMatcher(regex=".*"))
+    return header_mutation.HeaderMutation(
+        mutations=header_mutation.Mutations(
+            request_trailers_mutations=[
+                mutation_rules.HeaderMutation(
+                    remove_on_match=mutation_rules.HeaderMutationRemoveOnMatch(key_matcher=anything)
+                )
+            ]
+        )
     )
 
 

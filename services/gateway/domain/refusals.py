@@ -37,6 +37,14 @@ def request_malformed() -> Refusal:
     return Refusal(Kind.INVALID, "REQUEST_MALFORMED", message)
 
 
+def encoding_unsupported() -> Refusal:
+    message = (
+        "The request is not in a form this server reads. Send application/grpc, application/grpc-web or "
+        "application/grpc-web-text, with messages as they are or compressed by gzip or deflate."
+    )
+    return Refusal(Kind.UNIMPLEMENTED, "ENCODING_UNSUPPORTED", message)
+
+
 def call_timed_out() -> Refusal:
     message = (
         "The call ran out of time; its outcome is unknown. Repeat it with the same request_id."

@@ -13,6 +13,7 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager i
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 
 from services.gateway.domain import refusals
+from services.gateway.domain.authentication import JWT_FILTER, PAYLOAD
 from services.gateway.domain.messages import header, literal
 from services.refusal import Refusal
 from services.rpc import refusals as access
@@ -58,13 +59,16 @@ def local_replies(encode: Encode) -> hcm.LocalReplyConfig:
         mappers=[
             _same(400, encode(refusals.request_malformed())),
             _same(401, encode(access.unauthenticated())),
+            # What Envoy says of a token for another audience. Who has no verified claims is nobody, not the wrong one.
+            _same(403, encode(access.unauthenticated()), when=_no_claims()),
             _by_route(403, FORBIDDEN),
             _same(404, encode(refusals.method_unknown())),
             _same(408, timed_out),
             _same(413, encode(refusals.message_too_large(MESSAGE_BYTES_MAX))),
+            _same(415, encode(refusals.encoding_unsupported())),
             _by_route(429, RATE_LIMITED),
             _same(502, unavailable),
-            _same(503, encode(access.overloaded(_OVERLOAD_RETRY)), flag=_OVERFLOW),
+            _same(503, encode(access.overloaded(_OVERLOAD_RETRY)), when=_flagged(_OVERFLOW)),
             _same(503, unavailable),
             _same(504, timed_out),
         ]
@@ -76,10 +80,12 @@ def metadata(reply: Reply) -> dict[str, str]:
     return {"code": str(reply.code), "message": reply.message, "details": reply.details}
 
 
-def _same(http_status: int, reply: Reply, *, flag: str = "") -> hcm.ResponseMapper:
-    """One reply for every RPC; with a flag, only where Envoy says that this was why."""
+def _same(
+    http_status: int, reply: Reply, *, when: accesslog.AccessLogFilter | None = None
+) -> hcm.ResponseMapper:
+    """One reply for every RPC; with a condition, only where that holds."""
     code, message, details = str(reply.code), literal(reply.message), literal(reply.details)
-    return _mapper(http_status, code, message, details, flag=flag)
+    return _mapper(http_status, code, message, details, when=when)
 
 
 def _by_route(http_status: int, key: str) -> hcm.ResponseMapper:
@@ -94,13 +100,17 @@ def _by_route(http_status: int, key: str) -> hcm.ResponseMapper:
 
 
 def _mapper(
-    http_status: int, code: str, message: str, details: str, *, flag: str = ""
+    http_status: int,
+    code: str,
+    message: str,
+    details: str,
+    *,
+    when: accesslog.AccessLogFilter | None = None,
 ) -> hcm.ResponseMapper:
-    flags = [_flagged(flag)] if flag else []
     condition = accesslog.AccessLogFilter(
         and_filter=accesslog.AndFilter(
             filters=[
-                *flags,
+                *([when] if when is not None else []),
                 accesslog.AccessLogFilter(status_code_filter=_equals(http_status)),
                 accesslog.AccessLogFilter(
                     header_filter=accesslog.HeaderFilter(
@@ -131,6 +141,19 @@ def _mapper(
 def _flagged(flag: str) -> accesslog.AccessLogFilter:
     return accesslog.AccessLogFilter(
         response_flag_filter=accesslog.ResponseFlagFilter(flags=[flag])
+    )
+
+
+def _no_claims() -> accesslog.AccessLogFilter:
+    """No token was verified."""
+    null = matcher.MetadataMatcher(
+        filter=JWT_FILTER,
+        path=[matcher.MetadataMatcherPathSegment(key=key) for key in (PAYLOAD, "iss")],
+        # Here Envoy heeds no `invert`; a claim that is there is no null.
+        value=matcher.ValueMatcher(null_match=matcher.ValueMatcherNullMatch()),
+    )
+    return accesslog.AccessLogFilter(
+        metadata_filter=accesslog.MetadataFilter(matcher=null, match_if_key_not_found=True)
     )
 
 

@@ -21,6 +21,7 @@ from services.gateway.domain.authentication import (
     permission,
 )
 from services.gateway.domain.edge import Edge
+from services.gateway.domain.messages import header
 from services.rpc import refusals as access
 
 ROUTES = "public"
@@ -28,6 +29,10 @@ CORS_FILTER = "envoy.filters.http.cors"
 BUFFER_FILTER = "envoy.filters.http.buffer"
 STATS_FILTER = "envoy.filters.http.grpc_stats"
 
+# What the services read, and browsers' forms of it. Whatever else reached them they would drop without an answer, which
+# counts against the replica.
+_CONTENT_TYPE = r"application/grpc(-web(-text)?)?(\+proto)?( *;.*)?"
+_ENCODING = "identity|gzip|deflate"
 _RETRIES = 2
 _TRY_SECONDS_MAX = 5
 _PREFLIGHT_SECONDS = 86_400
@@ -43,12 +48,20 @@ def route_table(
             envoy_route.VirtualHost(
                 name=ROUTES,
                 domains=["*"],
-                routes=[*(_route(route, edge, encode) for route in routes), _unknown()],
+                routes=[
+                    _wrong("content-type", _CONTENT_TYPE, required=True),
+                    _wrong("grpc-encoding", _ENCODING, required=False),
+                    *(_route(route, edge, encode) for route in routes),
+                    _unknown(),
+                ],
                 typed_per_filter_config={CORS_FILTER: Any.pack(_cors(edge.web_origins))},
             )
         ],
-        # The services get the verified claims; no token, verified or not, goes further than this.
-        request_headers_to_remove=["authorization"],
+        # The services get the verified claims; no token, verified or not, goes further than this. Nor does a deadline,
+        # which Envoy keeps itself: one that gRPC cannot read would spoil the connection (see `listener`).
+        request_headers_to_remove=["authorization", "grpc-timeout"],
+        # Without it gRPC drops the call.
+        request_headers_to_add=[header("te", "trailers")],
     )
 
 
@@ -105,20 +118,42 @@ def _retry(route: Route) -> envoy_route.RetryPolicy:
     return policy
 
 
-def _unknown() -> envoy_route.Route:
-    """No token is asked for and no bucket drawn from.
+def _wrong(name: str, pattern: str, *, required: bool) -> envoy_route.Route:
+    """Refuses calls whose header is not of a form, or is missing though required."""
+    other = envoy_route.HeaderMatcher(
+        name=name,
+        string_match=matcher.StringMatcher(safe_regex=matcher.RegexMatcher(regex=pattern)),
+        invert_match=True,
+        treat_missing_header_as_empty=required,
+    )
+    # A browser that asks first has nothing to say about a content yet.
+    no_preflight = envoy_route.HeaderMatcher(
+        name=":method",
+        string_match=matcher.StringMatcher(exact="OPTIONS"),
+        invert_match=True,
+    )
+    match = envoy_route.RouteMatch(prefix="/tallystick.", headers=[no_preflight, other])
+    return _refusal(f"wrong-{name}", match, 415)
 
-    The contract is no secret, a client newer than the server should learn just that, and refusing here is cheaper
-    than anything that could protect it. Statistics by method stay out, or anybody could fill the memory with names.
+
+def _unknown() -> envoy_route.Route:
+    """The contract is no secret, and a client newer than the server should learn just that."""
+    return _refusal("unknown", envoy_route.RouteMatch(prefix="/"), 404)
+
+
+def _refusal(name: str, match: envoy_route.RouteMatch, http_status: int) -> envoy_route.Route:
+    """No token is asked for and no bucket drawn from: refusing is cheaper than anything that could protect it.
+
+    Statistics by method stay out, or anybody could fill the memory with names.
     """
     off = Any.pack(envoy_route.FilterConfig(disabled=True))
     filters = dict.fromkeys(
         (JWT_FILTER, RBAC_FILTER, limits.LIMIT_FILTER, BUFFER_FILTER, STATS_FILTER), off
     )
     return envoy_route.Route(
-        name="unknown",
-        match=envoy_route.RouteMatch(prefix="/"),
-        direct_response=envoy_route.DirectResponseAction(status=404),
+        name=name,
+        match=match,
+        direct_response=envoy_route.DirectResponseAction(status=http_status),
         typed_per_filter_config=filters,
     )
 

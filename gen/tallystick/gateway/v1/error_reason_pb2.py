@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tallystick/gateway/v1/error_reason.proto\x12\x15tallystick.gateway.v1*\xd4\x01\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45RROR_REASON_RATE_LIMITED\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_METHOD_UNKNOWN\x10\x02\x12\"\n\x1e\x45RROR_REASON_MESSAGE_TOO_LARGE\x10\x03\x12\"\n\x1e\x45RROR_REASON_REQUEST_MALFORMED\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_CALL_TIMED_OUT\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tallystick/gateway/v1/error_reason.proto\x12\x15tallystick.gateway.v1*\xfb\x01\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45RROR_REASON_RATE_LIMITED\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_METHOD_UNKNOWN\x10\x02\x12\"\n\x1e\x45RROR_REASON_MESSAGE_TOO_LARGE\x10\x03\x12\"\n\x1e\x45RROR_REASON_REQUEST_MALFORMED\x10\x04\x12\x1f\n\x1b\x45RROR_REASON_CALL_TIMED_OUT\x10\x05\x12%\n!ERROR_REASON_ENCODING_UNSUPPORTED\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.gateway.v1.error
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=68
-  _globals['_ERRORREASON']._serialized_end=280
+  _globals['_ERRORREASON']._serialized_end=319
 # @@protoc_insertion_point(module_scope)

@@ -38,6 +38,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The call ran longer than its RPC or its own deadline allows. Its outcome is unknown: repeat it with the same
     `request_id`.
     """
+    ERROR_REASON_ENCODING_UNSUPPORTED: _ErrorReason.ValueType  # 6
+    """Neither gRPC nor gRPC-Web by its content type, or compressed in a way the services do not read; the same request
+    is refused again. Answered before a token is looked at.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why the gateway itself refused a call, before any service saw it. Domain `gateway.tallystick`. What it refuses for
@@ -60,5 +64,9 @@ ERROR_REASON_REQUEST_MALFORMED: ErrorReason.ValueType  # 4
 ERROR_REASON_CALL_TIMED_OUT: ErrorReason.ValueType  # 5
 """The call ran longer than its RPC or its own deadline allows. Its outcome is unknown: repeat it with the same
 `request_id`.
+"""
+ERROR_REASON_ENCODING_UNSUPPORTED: ErrorReason.ValueType  # 6
+"""Neither gRPC nor gRPC-Web by its content type, or compressed in a way the services do not read; the same request
+is refused again. Answered before a token is looked at.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
