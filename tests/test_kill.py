@@ -12,6 +12,7 @@ import pytest
 from bench import books
 from bench.seed import CURRENCY, seed
 from cli.demo.client import ApiError, Gateway, Operator, send
+from services import names
 from tallystick.admin.v1 import review_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.type.v1 import money_pb2, position_pb2
@@ -37,7 +38,9 @@ class World:
         self.payments = payment_service_pb2_grpc.PaymentServiceStub(channel)
         self.tokens = [(("authorization", f"Bearer {token}"),) for token in found.tokens]
         self.vendors = found.vendors
+        self.seeded = found
         self.sent = 0
+        self.asked = {}
 
     def a_payment(self, minor_units=1_00, *, away=0.0):
         """(request, token) of the next payment, by the next payer to the next vendor."""
@@ -49,7 +52,13 @@ class World:
             amount=money_pb2.Money(minor_units=minor_units, currency_code=CURRENCY),
             position=position_pb2.Position(latitude=latitude + away, longitude=longitude),
         )
-        return request, self.tokens[self.sent % len(self.tokens)]
+        payer = self.sent % len(self.tokens)
+        self.asked[request.request_id] = (
+            self.seeded.payers[payer],
+            names.last_id(vendor),
+            minor_units,
+        )
+        return request, self.tokens[payer]
 
     async def pay(self, request, token):
         call = self.payments.CreatePayment(request, metadata=token, timeout=5)
@@ -79,8 +88,10 @@ class World:
         return back
 
     async def check_books(self, told):
+        """Hold the database against the states clients were told in the end, by request id."""
         url = self.stack.endpoints.services["payment"].database_url
-        found = await books.check(url, told, unanswered=0)
+        paid = {found: books.Paid(*self.asked[found], state) for found, state in told.items()}
+        found = await books.check(url, books.Told(paid), self.seeded)
         assert found.wrong == []
 
 
