@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tallystick.offline.v1 import offline_pb2 as _offline_pb2
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
 from tallystick.payment.v1 import wallet_pb2 as _wallet_pb2
 from tallystick.type.v1 import money_pb2 as _money_pb2
@@ -42,6 +43,7 @@ class Event(_message.Message):
     USER_CHANGED_FIELD_NUMBER: _builtins.int
     TOKENS_REVOKED_FIELD_NUMBER: _builtins.int
     SIGNING_KEY_ROTATED_FIELD_NUMBER: _builtins.int
+    TERMINAL_CHANGED_FIELD_NUMBER: _builtins.int
     PAYMENT_CREATED_FIELD_NUMBER: _builtins.int
     PAYMENT_PROCESSING_FIELD_NUMBER: _builtins.int
     PAYMENT_SUCCEEDED_FIELD_NUMBER: _builtins.int
@@ -53,6 +55,12 @@ class Event(_message.Message):
     WALLET_CHANGED_FIELD_NUMBER: _builtins.int
     CASE_OPENED_FIELD_NUMBER: _builtins.int
     CASE_CLOSED_FIELD_NUMBER: _builtins.int
+    CODES_ISSUED_FIELD_NUMBER: _builtins.int
+    CODES_ENDED_FIELD_NUMBER: _builtins.int
+    BATCH_RECEIVED_FIELD_NUMBER: _builtins.int
+    ITEM_DECIDED_FIELD_NUMBER: _builtins.int
+    DOUBLE_SPEND_FOUND_FIELD_NUMBER: _builtins.int
+    OFFLINE_RIGHT_CHANGED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUIDv7, made with the fact."""
     source: _builtins.str
@@ -84,6 +92,10 @@ class Event(_message.Message):
     @_builtins.property
     def signing_key_rotated(self) -> Global___SigningKeyRotated:
         """A key was added to the set and signs soon."""
+
+    @_builtins.property
+    def terminal_changed(self) -> Global___TerminalChanged:
+        """A terminal was enrolled or revoked."""
 
     @_builtins.property
     def payment_created(self) -> Global___PaymentCreated:
@@ -129,6 +141,30 @@ class Event(_message.Message):
     def case_closed(self) -> Global___CaseClosed:
         """A person decided it, or it settled itself."""
 
+    @_builtins.property
+    def codes_issued(self) -> Global___CodesIssued:
+        """Offline codes exist from now on."""
+
+    @_builtins.property
+    def codes_ended(self) -> Global___CodesEnded:
+        """Offline codes cannot be spent any more."""
+
+    @_builtins.property
+    def batch_received(self) -> Global___BatchReceived:
+        """A terminal's journal arrived, or a part of it."""
+
+    @_builtins.property
+    def item_decided(self) -> Global___ItemDecided:
+        """An uploaded item has its result, or another one after review."""
+
+    @_builtins.property
+    def double_spend_found(self) -> Global___DoubleSpendFound:
+        """One code was spent twice."""
+
+    @_builtins.property
+    def offline_right_changed(self) -> Global___OfflineRightChanged:
+        """A wallet's owner may spend offline more, less, or not at all from now on."""
+
     def __init__(
         self,
         *,
@@ -142,6 +178,7 @@ class Event(_message.Message):
         user_changed: Global___UserChanged | None = ...,
         tokens_revoked: Global___TokensRevoked | None = ...,
         signing_key_rotated: Global___SigningKeyRotated | None = ...,
+        terminal_changed: Global___TerminalChanged | None = ...,
         payment_created: Global___PaymentCreated | None = ...,
         payment_processing: Global___PaymentProcessing | None = ...,
         payment_succeeded: Global___PaymentSucceeded | None = ...,
@@ -153,12 +190,18 @@ class Event(_message.Message):
         wallet_changed: Global___WalletChanged | None = ...,
         case_opened: Global___CaseOpened | None = ...,
         case_closed: Global___CaseClosed | None = ...,
+        codes_issued: Global___CodesIssued | None = ...,
+        codes_ended: Global___CodesEnded | None = ...,
+        batch_received: Global___BatchReceived | None = ...,
+        item_decided: Global___ItemDecided | None = ...,
+        double_spend_found: Global___DoubleSpendFound | None = ...,
+        offline_right_changed: Global___OfflineRightChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["case_closed", b"case_closed", "case_opened", b"case_opened", "fact", b"fact", "funds_moved", b"funds_moved", "occur_time", b"occur_time", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "signing_key_rotated", b"signing_key_rotated", "tokens_revoked", b"tokens_revoked", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "signing_key_rotated", b"signing_key_rotated", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "audience", b"audience", "case_closed", b"case_closed", "case_opened", b"case_opened", "event_id", b"event_id", "fact", b"fact", "funds_moved", b"funds_moved", "occur_time", b"occur_time", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "signing_key_rotated", b"signing_key_rotated", "source", b"source", "subject", b"subject", "tokens_revoked", b"tokens_revoked", "trace_id", b"trace_id", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "audience", b"audience", "batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "event_id", b"event_id", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "signing_key_rotated", b"signing_key_rotated", "source", b"source", "subject", b"subject", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "trace_id", b"trace_id", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["user_changed", "tokens_revoked", "signing_key_rotated", "payment_created", "payment_processing", "payment_succeeded", "payment_failed", "payment_flagged", "payment_refunded", "payment_assessed", "funds_moved", "wallet_changed", "case_opened", "case_closed"]  # noqa: Y015
+    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["user_changed", "tokens_revoked", "signing_key_rotated", "terminal_changed", "payment_created", "payment_processing", "payment_succeeded", "payment_failed", "payment_flagged", "payment_refunded", "payment_assessed", "funds_moved", "wallet_changed", "case_opened", "case_closed", "codes_issued", "codes_ended", "batch_received", "item_decided", "double_spend_found", "offline_right_changed"]  # noqa: Y015
     _WhichOneofArgType_fact: _TypeAlias = _typing.Literal["fact", b"fact"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_fact) -> _WhichOneofReturnType_fact | None: ...
 
@@ -619,3 +662,202 @@ class CaseClosed(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CaseClosed: _TypeAlias = CaseClosed  # noqa: Y015
+
+@_typing.final
+class TerminalChanged(_message.Message):
+    """A terminal as a change left it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Change:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ChangeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TerminalChanged._Change.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CHANGE_UNSPECIFIED: TerminalChanged._Change.ValueType  # 0
+        """Never sent."""
+        CHANGE_ENROLLED: TerminalChanged._Change.ValueType  # 1
+        """Enrolled."""
+        CHANGE_REVOKED: TerminalChanged._Change.ValueType  # 2
+        """Revoked."""
+
+    class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
+        """What changed."""
+
+    CHANGE_UNSPECIFIED: TerminalChanged.Change.ValueType  # 0
+    """Never sent."""
+    CHANGE_ENROLLED: TerminalChanged.Change.ValueType  # 1
+    """Enrolled."""
+    CHANGE_REVOKED: TerminalChanged.Change.ValueType  # 2
+    """Revoked."""
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    change: Global___TerminalChanged.Change.ValueType
+    """What changed."""
+    @_builtins.property
+    def terminal(self) -> _user_pb2.Terminal:
+        """After it."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___TerminalChanged.Change.ValueType = ...,
+        terminal: _user_pb2.Terminal | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["terminal", b"terminal"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "terminal", b"terminal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TerminalChanged: _TypeAlias = TerminalChanged  # noqa: Y015
+
+@_typing.final
+class CodesIssued(_message.Message):
+    """Codes came to be, with their money reserved. The codes themselves are in no event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedCompositeFieldContainer[_offline_pb2.Code]:
+        """`codes/{uuid}`, with value and expiry."""
+
+    def __init__(
+        self,
+        *,
+        codes: _abc.Iterable[_offline_pb2.Code] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodesIssued: _TypeAlias = CodesIssued  # noqa: Y015
+
+@_typing.final
+class CodesEnded(_message.Message):
+    """Codes ended without being spent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Why, in words; for a revocation."""
+    @_builtins.property
+    def codes(self) -> _containers.RepeatedCompositeFieldContainer[_offline_pb2.Code]:
+        """REVOKED or EXPIRED, as they are now."""
+
+    def __init__(
+        self,
+        *,
+        codes: _abc.Iterable[_offline_pb2.Code] | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codes", b"codes", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodesEnded: _TypeAlias = CodesEnded  # noqa: Y015
+
+@_typing.final
+class BatchReceived(_message.Message):
+    """A terminal's journal, or a part of it, is on record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def batch(self) -> _offline_pb2.Batch:
+        """With the counts of its items."""
+
+    def __init__(
+        self,
+        *,
+        batch: _offline_pb2.Batch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchReceived: _TypeAlias = BatchReceived  # noqa: Y015
+
+@_typing.final
+class ItemDecided(_message.Message):
+    """An item has its result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEM_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def item(self) -> _offline_pb2.Item:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        item: _offline_pb2.Item | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item", b"item"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ItemDecided: _TypeAlias = ItemDecided  # noqa: Y015
+
+@_typing.final
+class DoubleSpendFound(_message.Message):
+    """One code, two sales."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOUBLE_SPEND_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def double_spend(self) -> _offline_pb2.DoubleSpend:
+        """What is known of it."""
+
+    def __init__(
+        self,
+        *,
+        double_spend: _offline_pb2.DoubleSpend | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["double_spend", b"double_spend"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["double_spend", b"double_spend"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DoubleSpendFound: _TypeAlias = DoubleSpendFound  # noqa: Y015
+
+@_typing.final
+class OfflineRightChanged(_message.Message):
+    """Somebody's right to spend offline changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RIGHT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def right(self) -> _offline_pb2.OfflineRight:
+        """After it."""
+
+    def __init__(
+        self,
+        *,
+        right: _offline_pb2.OfflineRight | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["right", b"right"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["right", b"right"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfflineRightChanged: _TypeAlias = OfflineRightChanged  # noqa: Y015

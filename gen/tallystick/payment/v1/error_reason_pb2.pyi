@@ -62,6 +62,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The vendor's online balance does not cover the refund. Metadata: `askedMinorUnits`, `currencyCode`."""
     ERROR_REASON_PAYMENT_NOT_FLAGGED: _ErrorReason.ValueType  # 18
     """The payment is not under review (any more). Metadata: `state`."""
+    ERROR_REASON_RESERVATION_NOT_FOUND: _ErrorReason.ValueType  # 19
+    """No such reservation. Metadata: `reservation`."""
+    ERROR_REASON_RESERVATION_EXISTS: _ErrorReason.ValueType  # 20
+    """A reservation with this id exists and was made by another request. Metadata: `reservation`."""
+    ERROR_REASON_RESERVATION_SETTLED: _ErrorReason.ValueType  # 21
+    """Another payment settled it. Metadata: `reservation`, `payment`."""
+    ERROR_REASON_RESERVATION_RELEASED: _ErrorReason.ValueType  # 22
+    """The money behind it went back to the payer. Metadata: `reservation`."""
+    ERROR_REASON_AMOUNT_OVER_RESERVATION: _ErrorReason.ValueType  # 23
+    """More was asked for than is reserved. Metadata: `askedMinorUnits`, `reservedMinorUnits`, `currencyCode`."""
+    ERROR_REASON_PAYMENT_EXISTS: _ErrorReason.ValueType  # 24
+    """A payment with this name exists and is another one. Metadata: `payment`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every way the payment service says no. Domain `payment.tallystick`."""
@@ -106,4 +118,16 @@ ERROR_REASON_VENDOR_FUNDS_INSUFFICIENT: ErrorReason.ValueType  # 17
 """The vendor's online balance does not cover the refund. Metadata: `askedMinorUnits`, `currencyCode`."""
 ERROR_REASON_PAYMENT_NOT_FLAGGED: ErrorReason.ValueType  # 18
 """The payment is not under review (any more). Metadata: `state`."""
+ERROR_REASON_RESERVATION_NOT_FOUND: ErrorReason.ValueType  # 19
+"""No such reservation. Metadata: `reservation`."""
+ERROR_REASON_RESERVATION_EXISTS: ErrorReason.ValueType  # 20
+"""A reservation with this id exists and was made by another request. Metadata: `reservation`."""
+ERROR_REASON_RESERVATION_SETTLED: ErrorReason.ValueType  # 21
+"""Another payment settled it. Metadata: `reservation`, `payment`."""
+ERROR_REASON_RESERVATION_RELEASED: ErrorReason.ValueType  # 22
+"""The money behind it went back to the payer. Metadata: `reservation`."""
+ERROR_REASON_AMOUNT_OVER_RESERVATION: ErrorReason.ValueType  # 23
+"""More was asked for than is reserved. Metadata: `askedMinorUnits`, `reservedMinorUnits`, `currencyCode`."""
+ERROR_REASON_PAYMENT_EXISTS: ErrorReason.ValueType  # 24
+"""A payment with this name exists and is another one. Metadata: `payment`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

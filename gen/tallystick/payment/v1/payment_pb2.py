@@ -27,7 +27,7 @@ from tallystick.type.v1 import money_pb2 as tallystick_dot_type_dot_v1_dot_money
 from tallystick.type.v1 import position_pb2 as tallystick_dot_type_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tallystick/payment/v1/payment.proto\x12\x15tallystick.payment.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"\xe6\x06\n\x07Payment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05payer\x18\x02 \x01(\t\x12\x0e\n\x06vendor\x18\x03 \x01(\t\x12\x0c\n\x04site\x18\x04 \x01(\t\x12)\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x19.tallystick.type.v1.Money\x12+\n\x08refunded\x18\x06 \x01(\x0b\x32\x19.tallystick.type.v1.Money\x12\x33\n\x05state\x18\x07 \x01(\x0e\x32$.tallystick.payment.v1.Payment.State\x12\x44\n\x0e\x66\x61ilure_reason\x18\x08 \x01(\x0e\x32,.tallystick.payment.v1.Payment.FailureReason\x12)\n\x04risk\x18\t \x01(\x0b\x32\x1b.tallystick.payment.v1.Risk\x12.\n\x08position\x18\n \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12\x11\n\treference\x18\x0b \x01(\t\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x14\n\x10STATE_PROCESSING\x10\x02\x12\x11\n\rSTATE_SUCCESS\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x11\n\rSTATE_FLAGGED\x10\x05\"\xe7\x01\n\rFailureReason\x12\x1e\n\x1a\x46\x41ILURE_REASON_UNSPECIFIED\x10\x00\x12%\n!FAILURE_REASON_INSUFFICIENT_FUNDS\x10\x01\x12 \n\x1c\x46\x41ILURE_REASON_RISK_DECLINED\x10\x02\x12\"\n\x1e\x46\x41ILURE_REASON_REVIEW_REJECTED\x10\x03\x12#\n\x1f\x46\x41ILURE_REASON_PAYER_NOT_ACTIVE\x10\x04\x12$\n FAILURE_REASON_VENDOR_NOT_ACTIVE\x10\x05\"\xda\x01\n\x04Risk\x12\x36\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32$.tallystick.payment.v1.Risk.Decision\x12\r\n\x05score\x18\x02 \x01(\x05\x12\x0f\n\x07reasons\x18\x03 \x03(\t\"z\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_REVIEW\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_DECLINE\x10\x03\x12\x15\n\x11\x44\x45\x43ISION_DEGRADED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#tallystick/payment/v1/payment.proto\x12\x15tallystick.payment.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"\xae\x08\n\x07Payment\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05payer\x18\x02 \x01(\t\x12\x0e\n\x06vendor\x18\x03 \x01(\t\x12\x0c\n\x04site\x18\x04 \x01(\t\x12)\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x19.tallystick.type.v1.Money\x12+\n\x08refunded\x18\x06 \x01(\x0b\x32\x19.tallystick.type.v1.Money\x12\x33\n\x05state\x18\x07 \x01(\x0e\x32$.tallystick.payment.v1.Payment.State\x12\x44\n\x0e\x66\x61ilure_reason\x18\x08 \x01(\x0e\x32,.tallystick.payment.v1.Payment.FailureReason\x12)\n\x04risk\x18\t \x01(\x0b\x32\x1b.tallystick.payment.v1.Risk\x12.\n\x08position\x18\n \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12\x11\n\treference\x18\x0b \x01(\t\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x37\n\x07\x63hannel\x18\x0f \x01(\x0e\x32&.tallystick.payment.v1.Payment.Channel\x12\x10\n\x08terminal\x18\x10 \x01(\t\x12.\n\noccur_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x7f\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n\rSTATE_PENDING\x10\x01\x12\x14\n\x10STATE_PROCESSING\x10\x02\x12\x11\n\rSTATE_SUCCESS\x10\x03\x12\x10\n\x0cSTATE_FAILED\x10\x04\x12\x11\n\rSTATE_FLAGGED\x10\x05\"\xe7\x01\n\rFailureReason\x12\x1e\n\x1a\x46\x41ILURE_REASON_UNSPECIFIED\x10\x00\x12%\n!FAILURE_REASON_INSUFFICIENT_FUNDS\x10\x01\x12 \n\x1c\x46\x41ILURE_REASON_RISK_DECLINED\x10\x02\x12\"\n\x1e\x46\x41ILURE_REASON_REVIEW_REJECTED\x10\x03\x12#\n\x1f\x46\x41ILURE_REASON_PAYER_NOT_ACTIVE\x10\x04\x12$\n FAILURE_REASON_VENDOR_NOT_ACTIVE\x10\x05\"K\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x43HANNEL_ONLINE\x10\x01\x12\x13\n\x0f\x43HANNEL_OFFLINE\x10\x02\"\xda\x01\n\x04Risk\x12\x36\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32$.tallystick.payment.v1.Risk.Decision\x12\r\n\x05score\x18\x02 \x01(\x05\x12\x0f\n\x07reasons\x18\x03 \x03(\t\"z\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_REVIEW\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_DECLINE\x10\x03\x12\x15\n\x11\x44\x45\x43ISION_DEGRADED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,13 +35,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.payment.v1.payme
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PAYMENT']._serialized_start=163
-  _globals['_PAYMENT']._serialized_end=1033
-  _globals['_PAYMENT_STATE']._serialized_start=672
-  _globals['_PAYMENT_STATE']._serialized_end=799
-  _globals['_PAYMENT_FAILUREREASON']._serialized_start=802
-  _globals['_PAYMENT_FAILUREREASON']._serialized_end=1033
-  _globals['_RISK']._serialized_start=1036
-  _globals['_RISK']._serialized_end=1254
-  _globals['_RISK_DECISION']._serialized_start=1132
-  _globals['_RISK_DECISION']._serialized_end=1254
+  _globals['_PAYMENT']._serialized_end=1233
+  _globals['_PAYMENT_STATE']._serialized_start=795
+  _globals['_PAYMENT_STATE']._serialized_end=922
+  _globals['_PAYMENT_FAILUREREASON']._serialized_start=925
+  _globals['_PAYMENT_FAILUREREASON']._serialized_end=1156
+  _globals['_PAYMENT_CHANNEL']._serialized_start=1158
+  _globals['_PAYMENT_CHANNEL']._serialized_end=1233
+  _globals['_RISK']._serialized_start=1236
+  _globals['_RISK']._serialized_end=1454
+  _globals['_RISK_DECISION']._serialized_start=1332
+  _globals['_RISK_DECISION']._serialized_end=1454
 # @@protoc_insertion_point(module_scope)

@@ -98,6 +98,29 @@ class Payment(_message.Message):
     FAILURE_REASON_VENDOR_NOT_ACTIVE: Payment.FailureReason.ValueType  # 5
     """The vendor was suspended between acceptance and settlement."""
 
+    class _Channel:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ChannelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Payment._Channel.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CHANNEL_UNSPECIFIED: Payment._Channel.ValueType  # 0
+        """Never stored."""
+        CHANNEL_ONLINE: Payment._Channel.ValueType  # 1
+        """With a token, from the online balance."""
+        CHANNEL_OFFLINE: Payment._Channel.ValueType  # 2
+        """With an offline code or voucher, from what was reserved behind it."""
+
+    class Channel(_Channel, metaclass=_ChannelEnumTypeWrapper):
+        """How the payer paid."""
+
+    CHANNEL_UNSPECIFIED: Payment.Channel.ValueType  # 0
+    """Never stored."""
+    CHANNEL_ONLINE: Payment.Channel.ValueType  # 1
+    """With a token, from the online balance."""
+    CHANNEL_OFFLINE: Payment.Channel.ValueType  # 2
+    """With an offline code or voucher, from what was reserved behind it."""
+
     NAME_FIELD_NUMBER: _builtins.int
     PAYER_FIELD_NUMBER: _builtins.int
     VENDOR_FIELD_NUMBER: _builtins.int
@@ -112,6 +135,9 @@ class Payment(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    CHANNEL_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`payments/{uuid}`, UUIDv7."""
     payer: _builtins.str
@@ -128,6 +154,10 @@ class Payment(_message.Message):
     """The vendor's own words: an order or invoice number."""
     request_id: _builtins.str
     """The id the caller gave."""
+    channel: Global___Payment.Channel.ValueType
+    """How the payer paid."""
+    terminal: _builtins.str
+    """`users/{uuid}/terminals/{uuid}` that took an offline payment; empty for online ones."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """What the payer pays; above zero."""
@@ -152,6 +182,10 @@ class Payment(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """When it last changed."""
 
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When the payer paid: for an offline payment by the terminal's trusted time, else `create_time`."""
+
     def __init__(
         self,
         *,
@@ -169,10 +203,13 @@ class Payment(_message.Message):
         request_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        channel: Global___Payment.Channel.ValueType = ...,
+        terminal: _builtins.str = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "position", b"position", "refunded", b"refunded", "risk", b"risk", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "occur_time", b"occur_time", "position", b"position", "refunded", b"refunded", "risk", b"risk", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "create_time", b"create_time", "failure_reason", b"failure_reason", "name", b"name", "payer", b"payer", "position", b"position", "reference", b"reference", "refunded", b"refunded", "request_id", b"request_id", "risk", b"risk", "site", b"site", "state", b"state", "update_time", b"update_time", "vendor", b"vendor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "channel", b"channel", "create_time", b"create_time", "failure_reason", b"failure_reason", "name", b"name", "occur_time", b"occur_time", "payer", b"payer", "position", b"position", "reference", b"reference", "refunded", b"refunded", "request_id", b"request_id", "risk", b"risk", "site", b"site", "state", b"state", "terminal", b"terminal", "update_time", b"update_time", "vendor", b"vendor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

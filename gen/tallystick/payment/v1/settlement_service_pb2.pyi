@@ -3,10 +3,18 @@
 isort:skip_file
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
+from tallystick.payment.v1 import payment_service_pb2 as _payment_service_pb2
+from tallystick.payment.v1 import wallet_pb2 as _wallet_pb2
+from tallystick.type.v1 import money_pb2 as _money_pb2
+from tallystick.type.v1 import position_pb2 as _position_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -102,3 +110,356 @@ class ResolveHoldResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResolveHoldResponse: _TypeAlias = ResolveHoldResponse  # noqa: Y015
+
+@_typing.final
+class ReserveFundsRequest(_message.Message):
+    """Money to set aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    WALLET_FIELD_NUMBER: _builtins.int
+    RESERVATIONS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """A UUID the caller stores before sending."""
+    wallet: _builtins.str
+    """`users/{uuid}/wallets/{currency}`."""
+    @_builtins.property
+    def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewReservation]:
+        """1 to 50."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        wallet: _builtins.str = ...,
+        reservations: _abc.Iterable[Global___NewReservation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "reservations", b"reservations", "wallet", b"wallet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveFundsRequest: _TypeAlias = ReserveFundsRequest  # noqa: Y015
+
+@_typing.final
+class NewReservation(_message.Message):
+    """One reservation to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    MINOR_UNITS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`reservations/{uuid}`, made by the caller; the ledger knows nothing else of a code."""
+    minor_units: _builtins.int
+    """In the wallet's currency."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        minor_units: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["minor_units", b"minor_units", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewReservation: _TypeAlias = NewReservation  # noqa: Y015
+
+@_typing.final
+class ReserveFundsResponse(_message.Message):
+    """Set aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALLET_FIELD_NUMBER: _builtins.int
+    TRANSFER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def wallet(self) -> _wallet_pb2.Wallet:
+        """After it."""
+
+    @_builtins.property
+    def transfer(self) -> _wallet_pb2.Transfer:
+        """The one transfer that set all of it aside."""
+
+    def __init__(
+        self,
+        *,
+        wallet: _wallet_pb2.Wallet | None = ...,
+        transfer: _wallet_pb2.Transfer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer", "wallet", b"wallet"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer", b"transfer", "wallet", b"wallet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReserveFundsResponse: _TypeAlias = ReserveFundsResponse  # noqa: Y015
+
+@_typing.final
+class SettleOfflineRequest(_message.Message):
+    """Offline payments to settle."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ITEMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfflinePayment]:
+        """1 to 500. One that breaks a rule of OfflinePayment is answered FIELDS_INVALID in its place."""
+
+    def __init__(
+        self,
+        *,
+        items: _abc.Iterable[Global___OfflinePayment] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleOfflineRequest: _TypeAlias = SettleOfflineRequest  # noqa: Y015
+
+@_typing.final
+class OfflinePayment(_message.Message):
+    """One payment that a terminal took while it had no network."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    RESERVATION_FIELD_NUMBER: _builtins.int
+    VENDOR_FIELD_NUMBER: _builtins.int
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    POSITION_FIELD_NUMBER: _builtins.int
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    HOLD_REASON_FIELD_NUMBER: _builtins.int
+    CODE_AGE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    payment: _builtins.str
+    """`payments/{uuid}`, made by the caller when the item arrived; what makes the item happen once."""
+    reservation: _builtins.str
+    """`reservations/{uuid}` behind the code that was spent."""
+    vendor: _builtins.str
+    """`users/{uuid}` of the vendor."""
+    terminal: _builtins.str
+    """`users/{uuid}/terminals/{uuid}`."""
+    site: _builtins.str
+    """`users/{uuid}/sites/{uuid}` the terminal stands at; may be empty."""
+    reference: _builtins.str
+    """The vendor's own words."""
+    hold_reason: _builtins.str
+    """Not empty: hold the money for review whatever the fraud service says; it becomes the first risk reason."""
+    device: _builtins.str
+    """The payer's device that signed a voucher, an opaque id; empty for a typed code. For the fraud check."""
+    @_builtins.property
+    def amount(self) -> _money_pb2.Money:
+        """What was spent; above zero, at most what is reserved."""
+
+    @_builtins.property
+    def occur_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was spent, by the terminal's trusted time."""
+
+    @_builtins.property
+    def position(self) -> _position_pb2.Position:
+        """Where the terminal was, when it knew."""
+
+    @_builtins.property
+    def code_age(self) -> _duration_pb2.Duration:
+        """From the code's issue to `occur_time`; for the fraud check."""
+
+    def __init__(
+        self,
+        *,
+        payment: _builtins.str = ...,
+        reservation: _builtins.str = ...,
+        vendor: _builtins.str = ...,
+        terminal: _builtins.str = ...,
+        site: _builtins.str = ...,
+        amount: _money_pb2.Money | None = ...,
+        occur_time: _timestamp_pb2.Timestamp | None = ...,
+        position: _position_pb2.Position | None = ...,
+        reference: _builtins.str = ...,
+        hold_reason: _builtins.str = ...,
+        code_age: _duration_pb2.Duration | None = ...,
+        device: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "code_age", b"code_age", "occur_time", b"occur_time", "position", b"position"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "code_age", b"code_age", "device", b"device", "hold_reason", b"hold_reason", "occur_time", b"occur_time", "payment", b"payment", "position", b"position", "reference", b"reference", "reservation", b"reservation", "site", b"site", "terminal", b"terminal", "vendor", b"vendor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfflinePayment: _TypeAlias = OfflinePayment  # noqa: Y015
+
+@_typing.final
+class SettleOfflineResponse(_message.Message):
+    """An answer for each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___OfflineResult]:
+        """In the order asked."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___OfflineResult] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettleOfflineResponse: _TypeAlias = SettleOfflineResponse  # noqa: Y015
+
+@_typing.final
+class OfflineResult(_message.Message):
+    """One answer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    RETURNED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def payment(self) -> _payment_pb2.Payment:
+        """SUCCESS, or FLAGGED while a person decides; or what it became since."""
+
+    @_builtins.property
+    def refusal(self) -> _payment_service_pb2.PaymentRefusal:
+        """Why it is not."""
+
+    @_builtins.property
+    def returned(self) -> _money_pb2.Money:
+        """What went back to the payer's offline balance when it was settled or held."""
+
+    def __init__(
+        self,
+        *,
+        payment: _payment_pb2.Payment | None = ...,
+        refusal: _payment_service_pb2.PaymentRefusal | None = ...,
+        returned: _money_pb2.Money | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "payment", b"payment", "refusal", b"refusal", "returned", b"returned"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "payment", b"payment", "refusal", b"refusal", "returned", b"returned"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["payment", "refusal"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___OfflineResult: _TypeAlias = OfflineResult  # noqa: Y015
+
+@_typing.final
+class ReleaseReservationsRequest(_message.Message):
+    """Reservations to give back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAMES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`reservations/{uuid}`, 1 to 500."""
+
+    def __init__(
+        self,
+        *,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseReservationsRequest: _TypeAlias = ReleaseReservationsRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseReservationsResponse(_message.Message):
+    """An answer for each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReleasedReservation]:
+        """In the order asked."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___ReleasedReservation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseReservationsResponse: _TypeAlias = ReleaseReservationsResponse  # noqa: Y015
+
+@_typing.final
+class ReleasedReservation(_message.Message):
+    """What a reservation is after the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[ReleasedReservation._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: ReleasedReservation._State.ValueType  # 0
+        """Never sent."""
+        STATE_RELEASED: ReleasedReservation._State.ValueType  # 1
+        """Back to the payer, by this call or an earlier one."""
+        STATE_SETTLED: ReleasedReservation._State.ValueType  # 2
+        """A payment had settled it before."""
+        STATE_NOT_FOUND: ReleasedReservation._State.ValueType  # 3
+        """There is no such reservation."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Where the money went."""
+
+    STATE_UNSPECIFIED: ReleasedReservation.State.ValueType  # 0
+    """Never sent."""
+    STATE_RELEASED: ReleasedReservation.State.ValueType  # 1
+    """Back to the payer, by this call or an earlier one."""
+    STATE_SETTLED: ReleasedReservation.State.ValueType  # 2
+    """A payment had settled it before."""
+    STATE_NOT_FOUND: ReleasedReservation.State.ValueType  # 3
+    """There is no such reservation."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As asked."""
+    state: Global___ReleasedReservation.State.ValueType
+    """Where the money went."""
+    payment: _builtins.str
+    """`payments/{uuid}` that settled it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: Global___ReleasedReservation.State.ValueType = ...,
+        payment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "payment", b"payment", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleasedReservation: _TypeAlias = ReleasedReservation  # noqa: Y015

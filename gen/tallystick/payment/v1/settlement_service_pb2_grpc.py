@@ -40,6 +40,21 @@ class SettlementServiceStub:
                 request_serializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ResolveHoldRequest.SerializeToString,
                 response_deserializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ResolveHoldResponse.FromString,
                 _registered_method=True)
+        self.ReserveFunds = channel.unary_unary(
+                '/tallystick.payment.v1.SettlementService/ReserveFunds',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReserveFundsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReserveFundsResponse.FromString,
+                _registered_method=True)
+        self.SettleOffline = channel.unary_unary(
+                '/tallystick.payment.v1.SettlementService/SettleOffline',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.SettleOfflineRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.SettleOfflineResponse.FromString,
+                _registered_method=True)
+        self.ReleaseReservations = channel.unary_unary(
+                '/tallystick.payment.v1.SettlementService/ReleaseReservations',
+                request_serializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReleaseReservationsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReleaseReservationsResponse.FromString,
+                _registered_method=True)
 
 
 class SettlementServiceServicer:
@@ -55,6 +70,41 @@ class SettlementServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReserveFunds(self, request, context):
+        """Sets money of a wallet's offline balance aside, a reservation for each code: all of them or none.
+        Repeating a `request_id` returns the first response.
+        Refused, checked in this order: WALLET_NOT_FOUND, REQUEST_ID_REUSED, WALLET_NOT_ACTIVE, RESERVATION_EXISTS,
+        INSUFFICIENT_FUNDS (of the offline balance).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SettleOffline(self, request, context):
+        """Turns reservations into payments: what was spent goes to the vendor (or is held for review), the rest back to the
+        payer's offline balance, and the reservation is gone. One answer per item, in the order asked; one bad item never
+        fails its neighbours. Repeating an item (same `payment`, same body) answers its payment as it stands now, whatever
+        other items come with it. It never fails for lack of funds: they are reserved (design, law 9); nor because the payer
+        was suspended since.
+
+        An item is assessed by the fraud service in event time. Whatever that says, the payer's code was taken for goods
+        that are gone: REVIEW and DECLINE both hold the money (FLAGGED) for a person. So does an item with `hold_reason`,
+        and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
+        An item is refused, checked in this order: PAYMENT_EXISTS, RESERVATION_NOT_FOUND, RESERVATION_SETTLED,
+        RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseReservations(self, request, context):
+        """Gives the money behind unspent codes back to their payers' offline balances. One answer per reservation, in the
+        order asked. Releasing a released one answers the same again; a settled one stays settled and says so.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SettlementServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -62,6 +112,21 @@ def add_SettlementServiceServicer_to_server(servicer, server):
                     servicer.ResolveHold,
                     request_deserializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ResolveHoldRequest.FromString,
                     response_serializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ResolveHoldResponse.SerializeToString,
+            ),
+            'ReserveFunds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReserveFunds,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReserveFundsRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReserveFundsResponse.SerializeToString,
+            ),
+            'SettleOffline': grpc.unary_unary_rpc_method_handler(
+                    servicer.SettleOffline,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.SettleOfflineRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.SettleOfflineResponse.SerializeToString,
+            ),
+            'ReleaseReservations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseReservations,
+                    request_deserializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReleaseReservationsRequest.FromString,
+                    response_serializer=tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReleaseReservationsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -92,6 +157,87 @@ class SettlementService:
             '/tallystick.payment.v1.SettlementService/ResolveHold',
             tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ResolveHoldRequest.SerializeToString,
             tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ResolveHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReserveFunds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.SettlementService/ReserveFunds',
+            tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReserveFundsRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReserveFundsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SettleOffline(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.SettlementService/SettleOffline',
+            tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.SettleOfflineRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.SettleOfflineResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseReservations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.payment.v1.SettlementService/ReleaseReservations',
+            tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReleaseReservationsRequest.SerializeToString,
+            tallystick_dot_payment_dot_v1_dot_settlement__service__pb2.ReleaseReservationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

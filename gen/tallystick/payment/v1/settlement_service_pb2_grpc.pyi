@@ -21,6 +21,29 @@ class SettlementServiceStub:
     (FAILED, REVIEW_REJECTED), exactly once. Repeating a `request_id` returns the first response.
     Refused, checked in this order: PAYMENT_NOT_FOUND, REQUEST_ID_REUSED, PAYMENT_NOT_FLAGGED, BALANCE_OVER_LIMIT.
     """
+    ReserveFunds: _aio.UnaryUnaryMultiCallable[_settlement_service_pb2.ReserveFundsRequest, _settlement_service_pb2.ReserveFundsResponse]
+    """Sets money of a wallet's offline balance aside, a reservation for each code: all of them or none.
+    Repeating a `request_id` returns the first response.
+    Refused, checked in this order: WALLET_NOT_FOUND, REQUEST_ID_REUSED, WALLET_NOT_ACTIVE, RESERVATION_EXISTS,
+    INSUFFICIENT_FUNDS (of the offline balance).
+    """
+    SettleOffline: _aio.UnaryUnaryMultiCallable[_settlement_service_pb2.SettleOfflineRequest, _settlement_service_pb2.SettleOfflineResponse]
+    """Turns reservations into payments: what was spent goes to the vendor (or is held for review), the rest back to the
+    payer's offline balance, and the reservation is gone. One answer per item, in the order asked; one bad item never
+    fails its neighbours. Repeating an item (same `payment`, same body) answers its payment as it stands now, whatever
+    other items come with it. It never fails for lack of funds: they are reserved (design, law 9); nor because the payer
+    was suspended since.
+
+    An item is assessed by the fraud service in event time. Whatever that says, the payer's code was taken for goods
+    that are gone: REVIEW and DECLINE both hold the money (FLAGGED) for a person. So does an item with `hold_reason`,
+    and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
+    An item is refused, checked in this order: PAYMENT_EXISTS, RESERVATION_NOT_FOUND, RESERVATION_SETTLED,
+    RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
+    """
+    ReleaseReservations: _aio.UnaryUnaryMultiCallable[_settlement_service_pb2.ReleaseReservationsRequest, _settlement_service_pb2.ReleaseReservationsResponse]
+    """Gives the money behind unspent codes back to their payers' offline balances. One answer per reservation, in the
+    order asked. Releasing a released one answers the same again; a settled one stays settled and says so.
+    """
 
 class SettlementServiceServicer(metaclass=_abc_1.ABCMeta):
     """Money moves that other services decide on."""
@@ -34,6 +57,47 @@ class SettlementServiceServicer(metaclass=_abc_1.ABCMeta):
         """Ends the review of a FLAGGED payment: the held money goes to the vendor (SUCCESS) or back to the payer
         (FAILED, REVIEW_REJECTED), exactly once. Repeating a `request_id` returns the first response.
         Refused, checked in this order: PAYMENT_NOT_FOUND, REQUEST_ID_REUSED, PAYMENT_NOT_FLAGGED, BALANCE_OVER_LIMIT.
+        """
+
+    @_abc_1.abstractmethod
+    def ReserveFunds(
+        self,
+        request: _settlement_service_pb2.ReserveFundsRequest,
+        context: _aio.ServicerContext[_settlement_service_pb2.ReserveFundsRequest, _abc.Awaitable[_settlement_service_pb2.ReserveFundsResponse]],
+    ) -> _abc.Awaitable[_settlement_service_pb2.ReserveFundsResponse]:
+        """Sets money of a wallet's offline balance aside, a reservation for each code: all of them or none.
+        Repeating a `request_id` returns the first response.
+        Refused, checked in this order: WALLET_NOT_FOUND, REQUEST_ID_REUSED, WALLET_NOT_ACTIVE, RESERVATION_EXISTS,
+        INSUFFICIENT_FUNDS (of the offline balance).
+        """
+
+    @_abc_1.abstractmethod
+    def SettleOffline(
+        self,
+        request: _settlement_service_pb2.SettleOfflineRequest,
+        context: _aio.ServicerContext[_settlement_service_pb2.SettleOfflineRequest, _abc.Awaitable[_settlement_service_pb2.SettleOfflineResponse]],
+    ) -> _abc.Awaitable[_settlement_service_pb2.SettleOfflineResponse]:
+        """Turns reservations into payments: what was spent goes to the vendor (or is held for review), the rest back to the
+        payer's offline balance, and the reservation is gone. One answer per item, in the order asked; one bad item never
+        fails its neighbours. Repeating an item (same `payment`, same body) answers its payment as it stands now, whatever
+        other items come with it. It never fails for lack of funds: they are reserved (design, law 9); nor because the payer
+        was suspended since.
+
+        An item is assessed by the fraud service in event time. Whatever that says, the payer's code was taken for goods
+        that are gone: REVIEW and DECLINE both hold the money (FLAGGED) for a person. So does an item with `hold_reason`,
+        and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
+        An item is refused, checked in this order: PAYMENT_EXISTS, RESERVATION_NOT_FOUND, RESERVATION_SETTLED,
+        RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseReservations(
+        self,
+        request: _settlement_service_pb2.ReleaseReservationsRequest,
+        context: _aio.ServicerContext[_settlement_service_pb2.ReleaseReservationsRequest, _abc.Awaitable[_settlement_service_pb2.ReleaseReservationsResponse]],
+    ) -> _abc.Awaitable[_settlement_service_pb2.ReleaseReservationsResponse]:
+        """Gives the money behind unspent codes back to their payers' offline balances. One answer per reservation, in the
+        order asked. Releasing a released one answers the same again; a settled one stays settled and says so.
         """
 
 def add_SettlementServiceServicer_to_server(servicer: SettlementServiceServicer, server: _aio.Server) -> None: ...

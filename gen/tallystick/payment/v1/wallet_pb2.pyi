@@ -94,17 +94,21 @@ class Transfer(_message.Message):
         PURPOSE_MOVE_BALANCE: Transfer._Purpose.ValueType  # 2
         """Between the online and the offline balance of one wallet."""
         PURPOSE_PAYMENT: Transfer._Purpose.ValueType  # 3
-        """Payer to vendor."""
+        """Payer to vendor: from the online balance, or for an offline payment from the reserved one."""
         PURPOSE_HOLD: Transfer._Purpose.ValueType  # 4
-        """Payer's online to payer's held."""
+        """Payer's online (offline payment: reserved) to payer's held."""
         PURPOSE_HOLD_CAPTURE: Transfer._Purpose.ValueType  # 5
         """Payer's held to the vendor, after review."""
         PURPOSE_HOLD_RELEASE: Transfer._Purpose.ValueType  # 6
-        """Payer's held back to online, after review."""
+        """Payer's held back to online (offline payment: to the offline balance), after review."""
         PURPOSE_REFUND: Transfer._Purpose.ValueType  # 7
         """Vendor back to payer."""
         PURPOSE_PAYOUT: Transfer._Purpose.ValueType  # 8
         """From a wallet to outside."""
+        PURPOSE_RESERVE: Transfer._Purpose.ValueType  # 9
+        """From a wallet's offline balance to its reserved one, behind offline codes."""
+        PURPOSE_RELEASE: Transfer._Purpose.ValueType  # 10
+        """From a wallet's reserved balance back to its offline one: a code that was not spent, or the rest of one that was."""
 
     class Purpose(_Purpose, metaclass=_PurposeEnumTypeWrapper):
         """Why it moved."""
@@ -116,17 +120,21 @@ class Transfer(_message.Message):
     PURPOSE_MOVE_BALANCE: Transfer.Purpose.ValueType  # 2
     """Between the online and the offline balance of one wallet."""
     PURPOSE_PAYMENT: Transfer.Purpose.ValueType  # 3
-    """Payer to vendor."""
+    """Payer to vendor: from the online balance, or for an offline payment from the reserved one."""
     PURPOSE_HOLD: Transfer.Purpose.ValueType  # 4
-    """Payer's online to payer's held."""
+    """Payer's online (offline payment: reserved) to payer's held."""
     PURPOSE_HOLD_CAPTURE: Transfer.Purpose.ValueType  # 5
     """Payer's held to the vendor, after review."""
     PURPOSE_HOLD_RELEASE: Transfer.Purpose.ValueType  # 6
-    """Payer's held back to online, after review."""
+    """Payer's held back to online (offline payment: to the offline balance), after review."""
     PURPOSE_REFUND: Transfer.Purpose.ValueType  # 7
     """Vendor back to payer."""
     PURPOSE_PAYOUT: Transfer.Purpose.ValueType  # 8
     """From a wallet to outside."""
+    PURPOSE_RESERVE: Transfer.Purpose.ValueType  # 9
+    """From a wallet's offline balance to its reserved one, behind offline codes."""
+    PURPOSE_RELEASE: Transfer.Purpose.ValueType  # 10
+    """From a wallet's reserved balance back to its offline one: a code that was not spent, or the rest of one that was."""
 
     NAME_FIELD_NUMBER: _builtins.int
     DEBIT_ACCOUNT_FIELD_NUMBER: _builtins.int

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tallystick.access.v1 import access_pb2 as tallystick_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/user/v1/auth_service.proto\x12\x12tallystick.user.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\"\xb5\x01\n\x07Session\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\x12\x36\n\x12\x61\x63\x63\x65ss_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrefresh_token\x18\x04 \x01(\t\x12\x37\n\x13refresh_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x0cLoginRequest\x12\x1b\n\x08username\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\x08password\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"=\n\rLoginResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.tallystick.user.v1.Session\"8\n\x13RefreshTokenRequest\x12!\n\rrefresh_token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"D\n\x14RefreshTokenResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.tallystick.user.v1.Session\"2\n\rLogoutRequest\x12!\n\rrefresh_token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"\x10\n\x0eLogoutResponse\"\x17\n\x15GetSigningKeysRequest\"2\n\x16GetSigningKeysResponse\x12\x18\n\x10json_web_key_set\x18\x01 \x01(\t\"\x1a\n\x18RotateSigningKeysRequest\"Z\n\x19RotateSigningKeysResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12-\n\tsign_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListRevocationsRequest\"N\n\x17ListRevocationsResponse\x12\x33\n\x0brevocations\x18\x01 \x03(\x0b\x32\x1e.tallystick.user.v1.Revocation\"N\n\nRevocation\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12/\n\x0brevoke_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xc6\x05\n\x0b\x41uthService\x12V\n\x05Login\x12 .tallystick.user.v1.LoginRequest\x1a!.tallystick.user.v1.LoginResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12k\n\x0cRefreshToken\x12\'.tallystick.user.v1.RefreshTokenRequest\x1a(.tallystick.user.v1.RefreshTokenResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12Y\n\x06Logout\x12!.tallystick.user.v1.LogoutRequest\x1a\".tallystick.user.v1.LogoutResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12|\n\x0eGetSigningKeys\x12).tallystick.user.v1.GetSigningKeysRequest\x1a*.tallystick.user.v1.GetSigningKeysResponse\"\x13\x8a\xb5\x18\x0f\x08\x01\x1a\x07gateway \x04\x30\x01\x12{\n\x11RotateSigningKeys\x12,.tallystick.user.v1.RotateSigningKeysRequest\x1a-.tallystick.user.v1.RotateSigningKeysResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12\x9b\x01\n\x0fListRevocations\x12*.tallystick.user.v1.ListRevocationsRequest\x1a+.tallystick.user.v1.ListRevocationsResponse\"/\x8a\xb5\x18+\x1a\x07payment\x1a\x05\x66raud\x1a\x07offline\x1a\x05\x61\x64min\x1a\x07gateway0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/user/v1/auth_service.proto\x12\x12tallystick.user.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\"\xb5\x01\n\x07Session\x12\x0c\n\x04user\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\x12\x36\n\x12\x61\x63\x63\x65ss_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrefresh_token\x18\x04 \x01(\t\x12\x37\n\x13refresh_expire_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"I\n\x0cLoginRequest\x12\x1b\n\x08username\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@\x12\x1c\n\x08password\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"=\n\rLoginResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.tallystick.user.v1.Session\"8\n\x13RefreshTokenRequest\x12!\n\rrefresh_token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"D\n\x14RefreshTokenResponse\x12,\n\x07session\x18\x01 \x01(\x0b\x32\x1b.tallystick.user.v1.Session\"2\n\rLogoutRequest\x12!\n\rrefresh_token\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\"\x10\n\x0eLogoutResponse\"<\n\x1b\x41uthenticateTerminalRequest\x12\x1d\n\tassertion\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x10\"\xaf\x01\n\x1c\x41uthenticateTerminalResponse\x12\x10\n\x08terminal\x18\x01 \x01(\t\x12\x14\n\x0c\x61\x63\x63\x65ss_token\x18\x02 \x01(\t\x12\x36\n\x12\x61\x63\x63\x65ss_expire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bserver_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x17\n\x15GetSigningKeysRequest\"2\n\x16GetSigningKeysResponse\x12\x18\n\x10json_web_key_set\x18\x01 \x01(\t\"\x1a\n\x18RotateSigningKeysRequest\"Z\n\x19RotateSigningKeysResponse\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12-\n\tsign_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x18\n\x16ListRevocationsRequest\"N\n\x17ListRevocationsResponse\x12\x33\n\x0brevocations\x18\x01 \x03(\x0b\x32\x1e.tallystick.user.v1.Revocation\"N\n\nRevocation\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12/\n\x0brevoke_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xcc\x06\n\x0b\x41uthService\x12V\n\x05Login\x12 .tallystick.user.v1.LoginRequest\x1a!.tallystick.user.v1.LoginResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12k\n\x0cRefreshToken\x12\'.tallystick.user.v1.RefreshTokenRequest\x1a(.tallystick.user.v1.RefreshTokenResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12Y\n\x06Logout\x12!.tallystick.user.v1.LogoutRequest\x1a\".tallystick.user.v1.LogoutResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12\x83\x01\n\x14\x41uthenticateTerminal\x12/.tallystick.user.v1.AuthenticateTerminalRequest\x1a\x30.tallystick.user.v1.AuthenticateTerminalResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12|\n\x0eGetSigningKeys\x12).tallystick.user.v1.GetSigningKeysRequest\x1a*.tallystick.user.v1.GetSigningKeysResponse\"\x13\x8a\xb5\x18\x0f\x08\x01\x1a\x07gateway \x04\x30\x01\x12{\n\x11RotateSigningKeys\x12,.tallystick.user.v1.RotateSigningKeysRequest\x1a-.tallystick.user.v1.RotateSigningKeysResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12\x9b\x01\n\x0fListRevocations\x12*.tallystick.user.v1.ListRevocationsRequest\x1a+.tallystick.user.v1.ListRevocationsResponse\"/\x8a\xb5\x18+\x1a\x07payment\x1a\x05\x66raud\x1a\x07offline\x1a\x05\x61\x64min\x1a\x07gateway0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,12 +42,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REFRESHTOKENREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
   _globals['_LOGOUTREQUEST'].fields_by_name['refresh_token']._loaded_options = None
   _globals['_LOGOUTREQUEST'].fields_by_name['refresh_token']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
+  _globals['_AUTHENTICATETERMINALREQUEST'].fields_by_name['assertion']._loaded_options = None
+  _globals['_AUTHENTICATETERMINALREQUEST'].fields_by_name['assertion']._serialized_options = b'\272H\007r\005\020\001\030\200\020'
   _globals['_AUTHSERVICE'].methods_by_name['Login']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['Login']._serialized_options = b'\212\265\030\004\010\001 \004'
   _globals['_AUTHSERVICE'].methods_by_name['RefreshToken']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['RefreshToken']._serialized_options = b'\212\265\030\004\010\001 \004'
   _globals['_AUTHSERVICE'].methods_by_name['Logout']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['Logout']._serialized_options = b'\212\265\030\004\010\001 \004'
+  _globals['_AUTHSERVICE'].methods_by_name['AuthenticateTerminal']._loaded_options = None
+  _globals['_AUTHSERVICE'].methods_by_name['AuthenticateTerminal']._serialized_options = b'\212\265\030\004\010\001 \004'
   _globals['_AUTHSERVICE'].methods_by_name['GetSigningKeys']._loaded_options = None
   _globals['_AUTHSERVICE'].methods_by_name['GetSigningKeys']._serialized_options = b'\212\265\030\017\010\001\032\007gateway \0040\001'
   _globals['_AUTHSERVICE'].methods_by_name['RotateSigningKeys']._loaded_options = None
@@ -68,20 +72,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGOUTREQUEST']._serialized_end=658
   _globals['_LOGOUTRESPONSE']._serialized_start=660
   _globals['_LOGOUTRESPONSE']._serialized_end=676
-  _globals['_GETSIGNINGKEYSREQUEST']._serialized_start=678
-  _globals['_GETSIGNINGKEYSREQUEST']._serialized_end=701
-  _globals['_GETSIGNINGKEYSRESPONSE']._serialized_start=703
-  _globals['_GETSIGNINGKEYSRESPONSE']._serialized_end=753
-  _globals['_ROTATESIGNINGKEYSREQUEST']._serialized_start=755
-  _globals['_ROTATESIGNINGKEYSREQUEST']._serialized_end=781
-  _globals['_ROTATESIGNINGKEYSRESPONSE']._serialized_start=783
-  _globals['_ROTATESIGNINGKEYSRESPONSE']._serialized_end=873
-  _globals['_LISTREVOCATIONSREQUEST']._serialized_start=875
-  _globals['_LISTREVOCATIONSREQUEST']._serialized_end=899
-  _globals['_LISTREVOCATIONSRESPONSE']._serialized_start=901
-  _globals['_LISTREVOCATIONSRESPONSE']._serialized_end=979
-  _globals['_REVOCATION']._serialized_start=981
-  _globals['_REVOCATION']._serialized_end=1059
-  _globals['_AUTHSERVICE']._serialized_start=1062
-  _globals['_AUTHSERVICE']._serialized_end=1772
+  _globals['_AUTHENTICATETERMINALREQUEST']._serialized_start=678
+  _globals['_AUTHENTICATETERMINALREQUEST']._serialized_end=738
+  _globals['_AUTHENTICATETERMINALRESPONSE']._serialized_start=741
+  _globals['_AUTHENTICATETERMINALRESPONSE']._serialized_end=916
+  _globals['_GETSIGNINGKEYSREQUEST']._serialized_start=918
+  _globals['_GETSIGNINGKEYSREQUEST']._serialized_end=941
+  _globals['_GETSIGNINGKEYSRESPONSE']._serialized_start=943
+  _globals['_GETSIGNINGKEYSRESPONSE']._serialized_end=993
+  _globals['_ROTATESIGNINGKEYSREQUEST']._serialized_start=995
+  _globals['_ROTATESIGNINGKEYSREQUEST']._serialized_end=1021
+  _globals['_ROTATESIGNINGKEYSRESPONSE']._serialized_start=1023
+  _globals['_ROTATESIGNINGKEYSRESPONSE']._serialized_end=1113
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_start=1115
+  _globals['_LISTREVOCATIONSREQUEST']._serialized_end=1139
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_start=1141
+  _globals['_LISTREVOCATIONSRESPONSE']._serialized_end=1219
+  _globals['_REVOCATION']._serialized_start=1221
+  _globals['_REVOCATION']._serialized_end=1299
+  _globals['_AUTHSERVICE']._serialized_start=1302
+  _globals['_AUTHSERVICE']._serialized_end=2146
 # @@protoc_insertion_point(module_scope)

@@ -50,6 +50,11 @@ class AuthServiceStub:
                 request_serializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.LogoutRequest.SerializeToString,
                 response_deserializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.LogoutResponse.FromString,
                 _registered_method=True)
+        self.AuthenticateTerminal = channel.unary_unary(
+                '/tallystick.user.v1.AuthService/AuthenticateTerminal',
+                request_serializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.AuthenticateTerminalRequest.SerializeToString,
+                response_deserializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.AuthenticateTerminalResponse.FromString,
+                _registered_method=True)
         self.GetSigningKeys = channel.unary_unary(
                 '/tallystick.user.v1.AuthService/GetSigningKeys',
                 request_serializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.GetSigningKeysRequest.SerializeToString,
@@ -100,6 +105,21 @@ class AuthServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AuthenticateTerminal(self, request, context):
+        """Exchanges an assertion that a terminal signed for an access token with role TERMINAL and the terminal's name as its
+        subject. No refresh token: the terminal signs another assertion.
+
+        The assertion is a JSON Web Token (RFC 7519, used as in RFC 7523) with header alg EdDSA, signed with the terminal's
+        Ed25519 key. Claims: iss and sub the terminal's name, aud `tallystick`, iat and exp at most 5 minutes apart, jti a
+        UUID that is used once. A terminal whose clock is wrong reads `serverTime` from the refusal and signs again.
+        Refused, checked in this order: ASSERTION_INVALID (malformed, unknown terminal, wrong signature, audience or claims;
+        which, is not said), ASSERTION_EXPIRED (more than 60 s off; metadata `serverTime`, RFC 3339), ASSERTION_REPLAYED,
+        TERMINAL_REVOKED, USER_STATE_WRONG (its vendor is not active).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSigningKeys(self, request, context):
         """The public keys that verify access tokens now, as a JSON Web Key Set (RFC 7517).
         """
@@ -141,6 +161,11 @@ def add_AuthServiceServicer_to_server(servicer, server):
                     servicer.Logout,
                     request_deserializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.LogoutRequest.FromString,
                     response_serializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.LogoutResponse.SerializeToString,
+            ),
+            'AuthenticateTerminal': grpc.unary_unary_rpc_method_handler(
+                    servicer.AuthenticateTerminal,
+                    request_deserializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.AuthenticateTerminalRequest.FromString,
+                    response_serializer=tallystick_dot_user_dot_v1_dot_auth__service__pb2.AuthenticateTerminalResponse.SerializeToString,
             ),
             'GetSigningKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSigningKeys,
@@ -240,6 +265,33 @@ class AuthService:
             '/tallystick.user.v1.AuthService/Logout',
             tallystick_dot_user_dot_v1_dot_auth__service__pb2.LogoutRequest.SerializeToString,
             tallystick_dot_user_dot_v1_dot_auth__service__pb2.LogoutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AuthenticateTerminal(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.user.v1.AuthService/AuthenticateTerminal',
+            tallystick_dot_user_dot_v1_dot_auth__service__pb2.AuthenticateTerminalRequest.SerializeToString,
+            tallystick_dot_user_dot_v1_dot_auth__service__pb2.AuthenticateTerminalResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -32,6 +32,17 @@ class AuthServiceStub:
     """
     Logout: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.LogoutRequest, _auth_service_pb2.LogoutResponse]
     """Ends the session a refresh token belongs to. Ending an ended or unknown one succeeds."""
+    AuthenticateTerminal: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.AuthenticateTerminalRequest, _auth_service_pb2.AuthenticateTerminalResponse]
+    """Exchanges an assertion that a terminal signed for an access token with role TERMINAL and the terminal's name as its
+    subject. No refresh token: the terminal signs another assertion.
+
+    The assertion is a JSON Web Token (RFC 7519, used as in RFC 7523) with header alg EdDSA, signed with the terminal's
+    Ed25519 key. Claims: iss and sub the terminal's name, aud `tallystick`, iat and exp at most 5 minutes apart, jti a
+    UUID that is used once. A terminal whose clock is wrong reads `serverTime` from the refusal and signs again.
+    Refused, checked in this order: ASSERTION_INVALID (malformed, unknown terminal, wrong signature, audience or claims;
+    which, is not said), ASSERTION_EXPIRED (more than 60 s off; metadata `serverTime`, RFC 3339), ASSERTION_REPLAYED,
+    TERMINAL_REVOKED, USER_STATE_WRONG (its vendor is not active).
+    """
     GetSigningKeys: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.GetSigningKeysRequest, _auth_service_pb2.GetSigningKeysResponse]
     """The public keys that verify access tokens now, as a JSON Web Key Set (RFC 7517)."""
     RotateSigningKeys: _aio.UnaryUnaryMultiCallable[_auth_service_pb2.RotateSigningKeysRequest, _auth_service_pb2.RotateSigningKeysResponse]
@@ -80,6 +91,23 @@ class AuthServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_auth_service_pb2.LogoutRequest, _abc.Awaitable[_auth_service_pb2.LogoutResponse]],
     ) -> _abc.Awaitable[_auth_service_pb2.LogoutResponse]:
         """Ends the session a refresh token belongs to. Ending an ended or unknown one succeeds."""
+
+    @_abc_1.abstractmethod
+    def AuthenticateTerminal(
+        self,
+        request: _auth_service_pb2.AuthenticateTerminalRequest,
+        context: _aio.ServicerContext[_auth_service_pb2.AuthenticateTerminalRequest, _abc.Awaitable[_auth_service_pb2.AuthenticateTerminalResponse]],
+    ) -> _abc.Awaitable[_auth_service_pb2.AuthenticateTerminalResponse]:
+        """Exchanges an assertion that a terminal signed for an access token with role TERMINAL and the terminal's name as its
+        subject. No refresh token: the terminal signs another assertion.
+
+        The assertion is a JSON Web Token (RFC 7519, used as in RFC 7523) with header alg EdDSA, signed with the terminal's
+        Ed25519 key. Claims: iss and sub the terminal's name, aud `tallystick`, iat and exp at most 5 minutes apart, jti a
+        UUID that is used once. A terminal whose clock is wrong reads `serverTime` from the refusal and signs again.
+        Refused, checked in this order: ASSERTION_INVALID (malformed, unknown terminal, wrong signature, audience or claims;
+        which, is not said), ASSERTION_EXPIRED (more than 60 s off; metadata `serverTime`, RFC 3339), ASSERTION_REPLAYED,
+        TERMINAL_REVOKED, USER_STATE_WRONG (its vendor is not active).
+        """
 
     @_abc_1.abstractmethod
     def GetSigningKeys(

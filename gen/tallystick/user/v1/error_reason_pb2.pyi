@@ -60,6 +60,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A vendor may have at most `limit` open sites (close one) and `limit` on record (ask the operator).
     Metadata: `limit`, the one that was reached.
     """
+    ERROR_REASON_TERMINAL_NOT_FOUND: _ErrorReason.ValueType  # 17
+    """No such terminal, or not yours. Metadata: `name`."""
+    ERROR_REASON_TERMINAL_KEY_TAKEN: _ErrorReason.ValueType  # 18
+    """The public key is another terminal's already. Make a new key pair."""
+    ERROR_REASON_TOO_MANY_TERMINALS: _ErrorReason.ValueType  # 19
+    """A vendor may have at most `limit` terminals that are not revoked. Metadata: `limit`."""
+    ERROR_REASON_ASSERTION_INVALID: _ErrorReason.ValueType  # 20
+    """The assertion is not one this platform takes; what is wrong with it is not said."""
+    ERROR_REASON_ASSERTION_EXPIRED: _ErrorReason.ValueType  # 21
+    """The assertion was made too long ago, or in the future: the terminal's clock may be wrong. Set it to `serverTime` and
+    sign again. Metadata: `serverTime`.
+    """
+    ERROR_REASON_ASSERTION_REPLAYED: _ErrorReason.ValueType  # 22
+    """The assertion was used before. Sign a new one."""
+    ERROR_REASON_TERMINAL_REVOKED: _ErrorReason.ValueType  # 23
+    """The terminal was revoked. Export its journal and upload it as its vendor. Metadata: `name`, `revokeTime`."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every way the user service says no. Domain `user.tallystick`."""
@@ -102,4 +118,20 @@ ERROR_REASON_TOO_MANY_SITES: ErrorReason.ValueType  # 16
 """A vendor may have at most `limit` open sites (close one) and `limit` on record (ask the operator).
 Metadata: `limit`, the one that was reached.
 """
+ERROR_REASON_TERMINAL_NOT_FOUND: ErrorReason.ValueType  # 17
+"""No such terminal, or not yours. Metadata: `name`."""
+ERROR_REASON_TERMINAL_KEY_TAKEN: ErrorReason.ValueType  # 18
+"""The public key is another terminal's already. Make a new key pair."""
+ERROR_REASON_TOO_MANY_TERMINALS: ErrorReason.ValueType  # 19
+"""A vendor may have at most `limit` terminals that are not revoked. Metadata: `limit`."""
+ERROR_REASON_ASSERTION_INVALID: ErrorReason.ValueType  # 20
+"""The assertion is not one this platform takes; what is wrong with it is not said."""
+ERROR_REASON_ASSERTION_EXPIRED: ErrorReason.ValueType  # 21
+"""The assertion was made too long ago, or in the future: the terminal's clock may be wrong. Set it to `serverTime` and
+sign again. Metadata: `serverTime`.
+"""
+ERROR_REASON_ASSERTION_REPLAYED: ErrorReason.ValueType  # 22
+"""The assertion was used before. Sign a new one."""
+ERROR_REASON_TERMINAL_REVOKED: ErrorReason.ValueType  # 23
+"""The terminal was revoked. Export its journal and upload it as its vendor. Metadata: `name`, `revokeTime`."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -150,3 +150,90 @@ class Site(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Site: _TypeAlias = Site  # noqa: Y015
+
+@_typing.final
+class Terminal(_message.Message):
+    """A point-of-sale terminal of a vendor, known by its key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Terminal._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: Terminal._State.ValueType  # 0
+        """Never stored."""
+        STATE_ENROLLED: Terminal._State.ValueType  # 1
+        """May sign in and sell."""
+        STATE_REVOKED: Terminal._State.ValueType  # 2
+        """Lost, stolen or retired. Final; what it took before `revoke_time` still counts."""
+
+    class State(_State, metaclass=_StateEnumTypeWrapper):
+        """Where the terminal stands."""
+
+    STATE_UNSPECIFIED: Terminal.State.ValueType  # 0
+    """Never stored."""
+    STATE_ENROLLED: Terminal.State.ValueType  # 1
+    """May sign in and sell."""
+    STATE_REVOKED: Terminal.State.ValueType  # 2
+    """Lost, stolen or retired. Final; what it took before `revoke_time` still counts."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    SITE_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    REVOKE_REASON_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`users/{uuid}/terminals/{uuid}`, the user being its vendor."""
+    display_name: _builtins.str
+    """What its vendor calls it."""
+    site: _builtins.str
+    """`users/{uuid}/sites/{uuid}` it stands at; its vendor's. The registered position of an offline sale."""
+    scope: _builtins.str
+    """The area it sells in: offline codes issued for an area verify there and nowhere else, and a stolen terminal gives
+    away the keys of its area only. Empty means `main`.
+    """
+    public_key: _builtins.bytes
+    """Its Ed25519 public key (RFC 8032), 32 bytes. Unique: a key is one terminal."""
+    state: Global___Terminal.State.ValueType
+    """Where it stands."""
+    revoke_reason: _builtins.str
+    """Why, in the words of who revoked it."""
+    version: _builtins.int
+    """Grows by one with every change; orders events about it."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was enrolled."""
+
+    @_builtins.property
+    def revoke_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was revoked; absent otherwise."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        site: _builtins.str = ...,
+        scope: _builtins.str = ...,
+        public_key: _builtins.bytes = ...,
+        state: Global___Terminal.State.ValueType = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        revoke_reason: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "revoke_time", b"revoke_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "name", b"name", "public_key", b"public_key", "revoke_reason", b"revoke_reason", "revoke_time", b"revoke_time", "scope", b"scope", "site", b"site", "state", b"state", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Terminal: _TypeAlias = Terminal  # noqa: Y015
