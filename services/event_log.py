@@ -32,7 +32,7 @@ _EVENTS_PER_ROW = 30
 STREAM_ENTRIES_MAX = 100_000
 _ROWS_PER_TURN = 64
 _LEASE_MS = 5_000
-_TURN_SECONDS = 0.02
+_TURN_SECONDS = 0.05
 # Takes the lease, or renews it.
 _ACQUIRE = """
 local holder = redis.call('GET', KEYS[1])

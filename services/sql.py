@@ -148,7 +148,28 @@ async def _connect_mysql(*arguments: Any, **keywords: Any) -> Any:
     # Not aiomysql's own connect_timeout: that is asyncio.wait_for, which before Python 3.12 swallows a cancellation
     # that arrives as the connection does (gh-86296), and a task that must end goes on for ever.
     async with asyncio.timeout(_CONNECT_SECONDS):
-        return await aiomysql.connect(*arguments, **keywords)
+        connection = await aiomysql.connect(*arguments, **keywords)
+    connection.escape = _escaping(connection.escape)
+    return connection
+
+
+def _escaping(others: Callable[[Any], str]) -> Callable[[Any], str]:
+    """How parameters become text, for the types that hot statements are full of; `others` does the rest.
+
+    The driver escapes bytes character by character, 141 µs for the 4 KB of a row of events; as a hexadecimal literal
+    they take 3.
+    """
+    literals: dict[type, Callable[[Any], str]] = {
+        bytes: lambda value: f"x'{value.hex()}'" if value else "''",
+        int: str,
+        type(None): lambda _: "NULL",
+    }
+
+    def escape(value: Any) -> str:
+        literal = literals.get(type(value))
+        return others(value) if literal is None else literal(value)
+
+    return escape
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -85,8 +85,17 @@ class AdminServer:
             self._feed.run(),
             self._desk.sweep(),
             follow_revocations(self._revocations, self._redis, self._user),
-            streams.consume(self._redis, "user", SERVICE, member, self._desk.take),
-            streams.consume(self._redis, "payment", SERVICE, member, self._desk.take),
+            *(
+                streams.consume(
+                    self._redis,
+                    source,
+                    SERVICE,
+                    member,
+                    self._desk.take,
+                    wanted=lambda event: events.news(event) is not None,
+                )
+                for source in ("user", "payment")
+            ),
         )
         return await self._server.start()
 
