@@ -13,7 +13,7 @@ DEV = "dev"
 MYSQL = "mysql"
 PROFILES = (DEV, MYSQL)
 
-OWNERS = ("user", "payment", "fraud", "admin")
+OWNERS = ("user", "payment", "fraud", "offline", "admin")
 
 # A server on which databases may be made, as a URL without one: profile mysql.
 SERVER = "MYSQL_URL"

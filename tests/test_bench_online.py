@@ -43,7 +43,7 @@ def test_a_short_run_offers_what_was_asked_and_its_books_match(tmp_path):
     assert set(found["latency_ms"]) == {"p50", "p95", "p99", "p999", "max"}
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p95"]
     assert found["group_size"]["mean"] >= 1
-    services = {"payment", "fraud", "user", "admin", "gateway"}
+    services = {"payment", "fraud", "user", "offline", "admin", "gateway"}
     assert services | {"client", "envoy", "valkey"} <= set(found["cpu_us_per_payment"])
     assert found["references"] == {
         "capacity_per_second": None,

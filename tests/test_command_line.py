@@ -62,7 +62,7 @@ def test_an_audit_without_a_stack_says_how_to_start_one(capsys, tmp_path):
     )
 
 
-@pytest.mark.parametrize("service", ["user", "payment", "fraud", "admin"])
+@pytest.mark.parametrize("service", ["user", "payment", "fraud", "offline", "admin"])
 def test_serving_without_settings_names_the_variable(capsys, service, monkeypatch):
     monkeypatch.delenv("TALLYSTICK_DATABASE_URL", raising=False)
 
@@ -76,7 +76,7 @@ def test_serving_without_settings_names_the_variable(capsys, service, monkeypatc
 def test_migrating_makes_every_database_and_once_more_changes_nothing(capsys, tmp_path):
     for _ in range(2):
         code, text = said(capsys, "migrate", "--data-dir", str(tmp_path))
-        assert (code, text) == (0, "Migrated: user, payment, fraud, admin.\n")
+        assert (code, text) == (0, "Migrated: user, payment, fraud, offline, admin.\n")
         made = sorted(path.name for path in tmp_path.glob("dev/*.db"))
         assert made == ["admin.db", "fraud.db", "payment.db", "user.db"]
 
@@ -110,7 +110,7 @@ def test_migrating_a_server_makes_a_database_for_each_service(capsys, monkeypatc
 
     code, text = said(capsys, "migrate", "--profile", "mysql")
 
-    assert (code, text) == (0, "Migrated: user, payment, fraud, admin.\n")
+    assert (code, text) == (0, "Migrated: user, payment, fraud, offline, admin.\n")
 
 
 def test_the_installed_program_answers():

@@ -52,7 +52,7 @@ def test_the_endpoints_file_tells_where_everything_is(stack):
     assert content["admin_user"] == "admin"
     assert Path(content["ca_file"]).read_text().startswith("-----BEGIN CERTIFICATE-----")
     assert stat.S_IMODE(Path(content["admin_password_file"]).stat().st_mode) == 0o600
-    assert set(content["services"]) == {"user", "payment", "fraud", "admin", "gateway"}
+    assert set(content["services"]) == {"user", "payment", "fraud", "offline", "admin", "gateway"}
     for name, service in content["services"].items():
         assert re.fullmatch(r"127\.0\.0\.1:\d+", service["address"])
         assert service["pid"] == content["processes"][name]

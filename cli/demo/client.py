@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,6 +20,13 @@ from grpc_status import rpc_status
 
 from tallystick.access.v1 import access_pb2
 from tallystick.admin.v1 import review_service_pb2, review_service_pb2_grpc
+from tallystick.offline.v1 import (
+    code_service_pb2,
+    code_service_pb2_grpc,
+    offline_pb2,
+    terminal_sync_service_pb2,
+    terminal_sync_service_pb2_grpc,
+)
 from tallystick.payment.v1 import (
     payment_pb2,
     payment_service_pb2,
@@ -32,6 +39,8 @@ from tallystick.type.v1 import money_pb2, position_pb2
 from tallystick.user.v1 import (
     auth_service_pb2,
     auth_service_pb2_grpc,
+    site_service_pb2,
+    site_service_pb2_grpc,
     user_pb2,
     user_service_pb2,
     user_service_pb2_grpc,
@@ -86,6 +95,8 @@ class Gateway:
     """
 
     def __init__(self, address: str, ca_file: Path) -> None:
+        self.address = address
+        self.ca_file = ca_file
         credentials = grpc.ssl_channel_credentials(root_certificates=ca_file.read_bytes())
         self._channel = grpc.aio.secure_channel(address, credentials)
         self._users = user_service_pb2_grpc.UserServiceStub(self._channel)
@@ -148,6 +159,9 @@ class Client:
         self._users = user_service_pb2_grpc.UserServiceStub(self.channel)
         self._payments = payment_service_pb2_grpc.PaymentServiceStub(self.channel)
         self._wallets = wallet_service_pb2_grpc.WalletServiceStub(self.channel)
+        self._sites = site_service_pb2_grpc.SiteServiceStub(self.channel)
+        self._codes = code_service_pb2_grpc.CodeServiceStub(self.channel)
+        self._terminals = terminal_sync_service_pb2_grpc.TerminalSyncServiceStub(self.channel)
 
     @property
     def name(self) -> str:
@@ -223,6 +237,45 @@ class Client:
             if not page.next_page_token:
                 return
             request.page_token = page.next_page_token
+
+    async def sites(self) -> Sequence[user_pb2.Site]:
+        """The places one sells at. The vendor's call."""
+        request = site_service_pb2.ListSitesRequest(parent=self.name)
+        return (await send(self._sites.ListSites, request, self._token)).sites
+
+    async def move_offline(self, amount: money_pb2.Money) -> wallet_pb2.Wallet:
+        """Set part of the online balance aside for offline codes."""
+        request = wallet_service_pb2.MoveBalanceRequest(
+            request_id=str(uuid4()),
+            wallet=self.wallet_name(amount.currency_code),
+            amount=amount,
+            direction=wallet_service_pb2.MoveBalanceRequest.DIRECTION_TO_OFFLINE,
+        )
+        return (await send(self._wallets.MoveBalance, request, self._token)).wallet
+
+    async def issue_codes(
+        self, values: Sequence[int], currency_code: str, *, request_id: UUID | None = None
+    ) -> Sequence[code_service_pb2.IssuedCode]:
+        """Codes to spend without network, one for each value in minor units. Shown only here."""
+        request = code_service_pb2.IssueCodesRequest(
+            request_id=str(request_id or uuid4()), currency_code=currency_code, values=values
+        )
+        return (await send(self._codes.IssueCodes, request, self._token)).codes
+
+    async def codes(self) -> Sequence[offline_pb2.Code]:
+        """One's newest codes, ended ones too, without their symbols."""
+        request = code_service_pb2.ListCodesRequest(parent=self.name)
+        return (await send(self._codes.ListCodes, request, self._token)).codes
+
+    async def offline_right(self) -> offline_pb2.OfflineRight:
+        """How far one may spend offline."""
+        request = code_service_pb2.GetOfflineRightRequest(owner=self.name)
+        return (await send(self._codes.GetOfflineRight, request, self._token)).right
+
+    async def offline_sales(self) -> Sequence[offline_pb2.Item]:
+        """What one's terminals uploaded, newest first, each with its result. The vendor's call."""
+        request = terminal_sync_service_pb2.ListItemsRequest(parent=self.name)
+        return (await send(self._terminals.ListItems, request, self._token)).items
 
 
 class Operator(Client):

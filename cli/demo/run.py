@@ -67,16 +67,16 @@ def _tell(profile: str, directory: Path, screen: Screen, console: Console) -> No
         endpoints = read_endpoints(file)
         seconds = time.monotonic() - started
         screen.step(f"{len(endpoints.processes)} processes, ready after {seconds:.1f} s", profile)
-        asyncio.run(_act(endpoints, screen))
+        asyncio.run(_act(endpoints, screen, directory))
         _stop(stack, endpoints, screen, console)
     finally:
         process.stop(stack, grace_seconds=_STOP_SECONDS_MAX)
 
 
-async def _act(endpoints: Endpoints, screen: Screen) -> None:
+async def _act(endpoints: Endpoints, screen: Screen, directory: Path) -> None:
     async with Gateway(endpoints.grpc, Path(endpoints.ca_file)) as gateway:
         admin = await gateway.sign_in(endpoints.admin_user, endpoints.admin_password)
-        await Story(gateway, Operator.of(admin), screen).tell()
+        await Story(gateway, Operator.of(admin), screen, directory).tell()
     screen.act("The books: `tallystick audit` on the running stack")
     for finding in (await audit.audit_stack(endpoints)).values():
         screen.check(

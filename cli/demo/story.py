@@ -1,4 +1,4 @@
-"""The story the demo tells: two payers, a tea house, an operator, every rupee accounted for."""
+"""The story the demo tells: two payers, two shops, an operator, every rupee accounted for."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
+from pathlib import Path
 from uuid import UUID, uuid4
 
 import grpc
 
-from cli.demo.client import ApiError, Client, Gateway, Operator
+from cli.demo.client import ApiError, Gateway, Operator
+from cli.demo.offline import OfflineActs
+from cli.demo.person import Person
 from cli.demo.screen import Screen
 from cli.demo.wording import CURRENCY, amount_text, change, inr, outcome_text, state_text
 from tallystick.access.v1 import access_pb2
@@ -30,21 +32,6 @@ _ARRIVAL_SECONDS = 10.0
 Payment = payment_pb2.Payment
 
 
-@dataclass
-class Person:
-    """An account in the story."""
-
-    display_name: str
-    username: str
-    password: str
-    client: Client
-
-    @property
-    def wallet_name(self) -> str:
-        """`users/{uuid}/wallets/INR`."""
-        return self.client.wallet_name(CURRENCY)
-
-
 class Story:
     """Tells it through a gateway, act by act; each act starts from the balances of the last.
 
@@ -52,9 +39,13 @@ class Story:
         gateway: A stack nobody else moves money on.
         operator: Its admin.
         screen: Where it is shown.
+        directory: Where terminals and passwords may be kept.
     """
 
-    def __init__(self, gateway: Gateway, operator: Operator, screen: Screen) -> None:
+    def __init__(
+        self, gateway: Gateway, operator: Operator, screen: Screen, directory: Path
+    ) -> None:
+        self._directory = directory
         self._gateway = gateway
         self._operator = operator
         self._screen = screen
@@ -75,22 +66,26 @@ class Story:
         await self._pay_too_often()
         await self._refund(third)
         await self._statement()
+        await OfflineActs(self._gateway, self._operator, self._screen, self._directory).tell(
+            self._asha, self._shop, self._stall
+        )
         await self._suspend()
         await self._account_for_everything()
 
     async def _open_accounts(self) -> None:
         screen = self._screen
-        screen.act("Two payers and a tea house open accounts")
+        screen.act("Two payers, a tea house and a book stall open accounts")
         self._asha = await self._register("Asha")
         self._bela = await self._register("Bela")
         self._shop = await self._register("Chai Point", BENGALURU)
+        self._stall = await self._register("Book Stall", BENGALURU)
         await self._refused(
             "Asha pays 10.00 straight away",
             self._pay(self._asha, 10_00),
             grpc.StatusCode.FAILED_PRECONDITION,
             "PAYER_NOT_ACTIVE",
         )
-        for person in (self._asha, self._bela, self._shop):
+        for person in self._people:
             case = await self._operator.open_case(person.client.name)
             await self._operator.decide(case.name, approve=True, reason="Papers seen.")
             # The old token still says PENDING: roles come with the next sign-in.
@@ -134,7 +129,8 @@ class Story:
                 f"{person.display_name}'s online balance is {amount_text(wallet.online)}",
                 wallet.online,
             )
-        await self._until_wallet(self._shop, active=True, seconds=_ARRIVAL_SECONDS)
+        for vendor in (self._shop, self._stall):
+            await self._until_wallet(vendor, active=True, seconds=_ARRIVAL_SECONDS)
         await self._show_balances()
 
     async def _pay_three_times(self) -> Payment:
@@ -322,13 +318,11 @@ class Story:
             for wallet in wallets
             for account in (wallet.online, wallet.offline, wallet.reserved, wallet.held)
         )
-        screen.check(
-            total == 1_100_00, "what came in at the counter is in the three wallets", total
-        )
+        screen.check(total == 1_100_00, "what came in at the counter is in the four wallets", total)
 
     @property
     def _people(self) -> tuple[Person, ...]:
-        return self._asha, self._bela, self._shop
+        return self._asha, self._bela, self._shop, self._stall
 
     async def _pay(
         self,

@@ -108,7 +108,7 @@ def plan(layout: Layout, ports: Ports, profile: str, port: int, payment_processe
         redis_url = valkey.url(own_valkey.port)
     own_mariadb, urls = _databases(layout, ports, profile, environment)
     payments = ("payment", *(f"payment-{n}" for n in range(2, payment_processes + 1)))
-    names = ("user", *payments, "fraud", "admin", GATEWAY)
+    names = ("user", *payments, "fraud", "offline", "admin", GATEWAY)
     addresses = {name: f"{HOST}:{ports.take()}" for name in names}
     port = port or ports.take()
 
