@@ -25,7 +25,7 @@ EXPIRY_DAYS = 64
 KEY_BYTES = 32
 DEFAULT_SCOPE = "main"
 
-_FIELD_POLYNOMIAL = 0b100101  # x⁵ + x² + 1, primitive: α = x has order 31
+_FIELD_POLYNOMIAL = 0b100101  # x⁵ + x² + 1, primitive: x has order 31
 _READ_AS = str.maketrans({"O": "0", "I": "1", "L": "1", "-": None, " ": None})
 _VALUES = {symbol: value for value, symbol in enumerate(ALPHABET)}
 _DAY = timedelta(days=1)
@@ -122,9 +122,7 @@ def normalize(text: str) -> str:
                 Flaw.SYMBOL, f"Symbol {position}, {symbol!r}, is in no code.", position
             )
     if len(symbols) != SYMBOLS:
-        raise CodeInvalid(
-            Flaw.LENGTH, f"A code has {SYMBOLS} symbols; these are {len(symbols)}."
-        )
+        raise CodeInvalid(Flaw.LENGTH, f"A code has {SYMBOLS} symbols; these are {len(symbols)}.")
     return symbols
 
 

@@ -5,8 +5,8 @@ Fast and Smaller Than Xor Filters", 2022.
 
 Layout, big-endian: seed 8 bytes, segment length 4, segment count 4, then one byte for each of
 (segment count + 2) · segment length slots. Arithmetic is modulo 2⁶⁴. For a key k:
-h = mix(k + seed); mix is murmur3's finalizer; slot 0 = (h · segment count · segment length) >> 64; slots 1 and 2 lie one
-and two segments further, slot 1 xor ((h >> 18) & (segment length - 1)), slot 2 xor (h & (segment length - 1));
+h = mix(k + seed); mix is murmur3's finalizer; slot 0 = (h · segment count · segment length) >> 64; slots 1 and 2 lie
+one and two segments further, slot 1 xor ((h >> 18) & (segment length - 1)), slot 2 xor (h & (segment length - 1));
 k is in the set when the three slots' bytes xor to the low byte of h xor (h >> 32).
 """
 
@@ -44,9 +44,7 @@ def contains(data: bytes, key: int) -> bool:
     mixed = _mix(key + seed & _MASK)
     first, second, third = _slots(mixed, length, count)
     start = _HEADER.size
-    return (
-        data[start + first] ^ data[start + second] ^ data[start + third]
-    ) == _fingerprint(mixed)
+    return (data[start + first] ^ data[start + second] ^ data[start + third]) == _fingerprint(mixed)
 
 
 def _sizes(keys: int) -> tuple[int, int]:

@@ -20,6 +20,16 @@ def payment_name(payment_id: UUID) -> str:
     return f"payments/{payment_id}"
 
 
+def reservation_name(reservation_id: UUID) -> str:
+    """`reservations/{uuid}`."""
+    return f"reservations/{reservation_id}"
+
+
+def terminal_name(vendor_id: UUID, terminal_id: UUID) -> str:
+    """`users/{uuid}/terminals/{uuid}`."""
+    return f"users/{vendor_id}/terminals/{terminal_id}"
+
+
 def wallet_name(user_id: UUID, currency_code: str) -> str:
     """`users/{uuid}/wallets/{currency}`."""
     return f"users/{user_id}/wallets/{currency_code}"

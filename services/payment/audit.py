@@ -15,16 +15,25 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services import names, sql
 from services.payment import store, wire
+from services.payment.domain import offline_commands
 from services.payment.domain.ledger import SYSTEM_NAMES, Account, Bucket, Purpose
-from services.payment.domain.payment import MOVES, State
+from services.payment.domain.payment import MOVES, Channel, FailureReason, State
+from services.payment.domain.reservation import ReservationState
+from services.payment.handlers.request import service_scope
 from tallystick.event.v1 import event_pb2
 from tallystick.payment.v1 import wallet_pb2
 
 _ROWS_AT_ONCE = 2_000
 _ID_BYTES = 16
 
-_MOVED_BY_REQUEST = [Purpose.TOP_UP, Purpose.MOVE_BALANCE, Purpose.PAYOUT, Purpose.REFUND]
-# What may have moved for a payment in a state, refunds aside; purposes in ascending order.
+_MOVED_BY_REQUEST = [
+    Purpose.TOP_UP,
+    Purpose.MOVE_BALANCE,
+    Purpose.PAYOUT,
+    Purpose.REFUND,
+    Purpose.RESERVE,
+]
+# What may have moved for a payment in a state, refunds and rests of reservations aside; purposes in ascending order.
 _TRANSFERS_OF_STATE: dict[State, list[list[int]]] = {
     State.PENDING: [[]],
     State.PROCESSING: [[]],
@@ -69,9 +78,11 @@ async def check(engine: AsyncEngine) -> dict[int, Finding]:
             2: await _not_below_zero(connection),
             3: await _balances_are_transfers(connection),
             4: await _requests_move_once(connection),
+            5: await _reservations_settle_once(connection),
             6: await _reserved_backs_codes(connection),
             7: await _log_rebuilds(connection),
             8: await _holds_resolved_once(connection),
+            9: await _offline_never_lacks_funds(connection),
         }
 
 
@@ -161,10 +172,7 @@ async def _requests_move_once(connection: AsyncConnection) -> Finding:
     count = 0
     async for batch in _batches(connection, store.payments, store.payments.c.payment_id):
         count += len(batch)
-        keys = {
-            bytes(row.payer_wallet[:_ID_BYTES]) + row.request_id.bytes: row.payment_id
-            for row in batch
-        }
+        keys = {_asker(row) + row.request_id.bytes: row.payment_id for row in batch}
         if len(keys) < len(batch):
             return Finding(law, count, _twice(batch))
         query = sa.select(requests.c.request_key, requests.c.payment_id)
@@ -191,23 +199,87 @@ async def _requests_move_once(connection: AsyncConnection) -> Finding:
 def _twice(batch: Sequence[Any]) -> str:
     seen: set[tuple[bytes, UUID]] = set()
     for row in batch:
-        key = (bytes(row.payer_wallet[:_ID_BYTES]), row.request_id)
+        key = (_asker(row), row.request_id)
         if key in seen:
             return f"payments/{row.payment_id}: a second payment of request {row.request_id}"
         seen.add(key)
     raise AssertionError
 
 
+def _asker(payment: Any) -> bytes:
+    """Who asked for a payment: its payer; for an offline one the service that settles codes."""
+    if payment.channel == Channel.OFFLINE:
+        return service_scope(offline_commands.ACTOR)
+    return bytes(payment.payer_wallet[:_ID_BYTES])
+
+
+async def _reservations_settle_once(connection: AsyncConnection) -> Finding:
+    law = "5. One code settles at most once: a settled reservation has one payment, and a payment one reservation."
+    reservations, payments = store.reservations, store.payments
+    count = 0
+    async for batch in _batches(connection, reservations, reservations.c.reservation_id):
+        count += len(batch)
+        query = sa.select(payments).where(
+            payments.c.reservation_id.between(batch[0].reservation_id, batch[-1].reservation_id)
+        )
+        paid: dict[UUID, list[Any]] = {}
+        for row in await connection.execute(query):
+            paid.setdefault(row.reservation_id, []).append(row)
+        for row in batch:
+            broken = _wrongly_settled(row, paid.pop(row.reservation_id, []))
+            if broken:
+                return Finding(law, count, broken)
+        for reservation_id in paid:
+            return Finding(
+                law, count, f"reservations/{reservation_id}: paid from, not in the table"
+            )
+    return Finding(law, count, None)
+
+
+def _wrongly_settled(reservation: Any, paid: list[Any]) -> str | None:
+    name = f"reservations/{reservation.reservation_id}"
+    settled = reservation.state == ReservationState.SETTLED
+    if len(paid) != settled:
+        return f"{name}: {ReservationState(reservation.state).name}, {len(paid)} payments"
+    for payment in paid:
+        if payment.payment_id != reservation.payment_id:
+            return f"{name}: settled by payments/{reservation.payment_id}, paid payments/{payment.payment_id}"
+        if payment.amount > reservation.amount or bytes(payment.payer_wallet) != bytes(
+            reservation.wallet_id
+        ):
+            return f"{name} of {reservation.amount}: payments/{payment.payment_id} is not covered by it"
+    return None
+
+
 async def _reserved_backs_codes(connection: AsyncConnection) -> Finding:
-    # No code has been issued by any service yet, so nothing may be reserved.
-    wallets = store.wallets
-    query = sa.select(wallets).where(wallets.c.reserved != 0).order_by(wallets.c.wallet_id).limit(1)
-    row = (await connection.execute(query)).one_or_none()
-    broken = None
-    if row is not None:
-        name = names.wallet_name(*store.wallet_key(row.wallet_id))
-        broken = f"{name}: {row.reserved} reserved, no live codes"
-    return Finding("6. Reserved = value of live codes, for every wallet.", 1, broken)
+    law = "6. Reserved = value of live codes, for every wallet."
+    reservations = store.reservations
+    live: dict[tuple[bytes, int], int] = {}
+    query = (
+        sa.select(reservations.c.wallet_id, sa.func.sum(reservations.c.amount))
+        .where(reservations.c.state == int(ReservationState.LIVE))
+        .group_by(reservations.c.wallet_id)
+    )
+    for wallet, total in await connection.execute(query):
+        live[bytes(wallet), int(Bucket.RESERVED)] = int(total)
+    balances = await _stored_balances(connection)
+    stored = {key: balance for key, balance in balances.items() if key[1] == Bucket.RESERVED}
+    return Finding(law, len(stored), _first_difference(stored, live, "live reservations"))
+
+
+async def _offline_never_lacks_funds(connection: AsyncConnection) -> Finding:
+    law = "9. An offline payment never fails for lack of funds."
+    payments = store.payments
+    query = sa.select(payments.c.payment_id, payments.c.state, payments.c.failure_reason).where(
+        payments.c.channel == int(Channel.OFFLINE)
+    )
+    count = 0
+    for row in await connection.execute(query):
+        count += 1
+        if row.state == State.FAILED and row.failure_reason != FailureReason.REVIEW_REJECTED:
+            reason = FailureReason(row.failure_reason).name
+            return Finding(law, count, f"payments/{row.payment_id}: FAILED, {reason}")
+    return Finding(law, count, None)
 
 
 async def _holds_resolved_once(connection: AsyncConnection) -> Finding:
@@ -237,8 +309,13 @@ async def _holds_resolved_once(connection: AsyncConnection) -> Finding:
 
 def _wrong_transfers(payment: Any, moved: list[tuple[int, int]]) -> str | None:
     refunds = [amount for purpose, amount in moved if purpose == Purpose.REFUND]
-    settled = sorted(purpose for purpose, _ in moved if purpose != Purpose.REFUND)
-    whole = all(amount == payment.amount for purpose, amount in moved if purpose != Purpose.REFUND)
+    # What was left of a reservation is what law 6 needs to have gone back; here only that it went once.
+    rests = [amount for purpose, amount in moved if purpose == Purpose.RELEASE]
+    own = [each for each in moved if each[0] not in {Purpose.REFUND, Purpose.RELEASE}]
+    settled = sorted(purpose for purpose, _ in own)
+    whole = all(amount == payment.amount for _, amount in own)
+    if len(rests) > (payment.channel == Channel.OFFLINE):
+        return f"payments/{payment.payment_id}: {len(rests)} rests of a reservation went back"
     if (
         settled not in _TRANSFERS_OF_STATE[State(payment.state)]
         or not whole

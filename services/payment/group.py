@@ -24,6 +24,7 @@ from services import event_log, sql, telemetry
 from services.payment import events, store, wire
 from services.payment.domain.book import Outcome, Policy
 from services.payment.domain.commands import Command, CreatePayment, SettlePending
+from services.payment.domain.offline_commands import RESERVING, SettleOffline
 from services.payment.domain.payment import Decision, Risk
 from services.refusal import Refusal
 from services.rpc import refusals
@@ -160,7 +161,7 @@ class Group:
             answers = await self._ask_fraud([member.facts for member in asked if member.facts])
         risks = [DEGRADED] * len(asked) if answers is None else map(wire.risk, answers)
         for member, risk in zip(asked, risks, strict=True):
-            assert isinstance(member.command, CreatePayment | SettlePending)
+            assert isinstance(member.command, CreatePayment | SettlePending | SettleOffline)
             member.command = replace(member.command, risk=risk)
 
     async def _commit(self, members: list[Member]) -> None:
@@ -194,6 +195,12 @@ class Group:
             keys={key for command in commands for key in command.wallets()},
             payment_ids={found for command in commands for found in command.payments()},
             request_keys={command.request.key for command in commands if command.request},
+            reservation_ids={
+                found
+                for command in commands
+                if isinstance(command, RESERVING)
+                for found in command.reservations()
+            },
         )
         now = self._now()
         outcomes: list[Outcome | Refusal] = []

@@ -36,6 +36,7 @@ from services.payment.domain.ledger import (
     WalletKey,
 )
 from services.payment.domain.payment import (
+    Channel,
     Decision,
     FailureReason,
     Payment,
@@ -43,6 +44,7 @@ from services.payment.domain.payment import (
     Risk,
     State,
 )
+from services.payment.domain.reservation import Reservation, ReservationState
 
 metadata = sa.MetaData()
 
@@ -91,6 +93,11 @@ payments = sa.Table(
     sa.Column("request_id", sql.Id, nullable=False),
     sa.Column("create_time", sql.Instant, nullable=False),
     sa.Column("update_time", sql.Instant, nullable=False),
+    sa.Column("channel", sa.SmallInteger, nullable=False, server_default="1"),
+    # Of offline payments alone.
+    sa.Column("terminal_id", sql.Id),
+    sa.Column("reservation_id", sql.Id),
+    sa.Column("spend_time", sql.Instant),
     sa.CheckConstraint("amount > 0", name="payments_amount_above_zero"),
     sa.CheckConstraint("refunded BETWEEN 0 AND amount", name="payments_refunded_in_amount"),
     sa.Index("payments_by_payer", "payer_wallet", "payment_id"),
@@ -114,6 +121,19 @@ transfers = sa.Table(
     sa.Index("transfers_by_debit", "debit_wallet", "transfer_id"),
     sa.Index("transfers_by_credit", "credit_wallet", "transfer_id"),
     sa.Index("transfers_by_payment", "payment_id"),
+)
+
+reservations = sa.Table(
+    "reservations",
+    metadata,
+    sa.Column("reservation_id", sql.Id, primary_key=True),
+    sa.Column("wallet_id", _WALLET_ID, nullable=False),
+    sa.Column("amount", sa.BigInteger, nullable=False),
+    sa.Column("state", sa.SmallInteger, nullable=False),
+    sa.Column("payment_id", sql.Id),
+    sa.Column("update_time", sql.Instant, nullable=False),
+    sa.CheckConstraint("amount > 0", name="reservations_amount_above_zero"),
+    sa.Index("reservations_by_wallet", "wallet_id", "state"),
 )
 
 requests = sa.Table(
@@ -171,14 +191,16 @@ async def open_book(
     keys: Iterable[WalletKey],
     payment_ids: Collection[UUID],
     request_keys: Collection[bytes],
+    reservation_ids: Collection[UUID] = (),
 ) -> Book:
-    """Lock wallets in id order, then read the requests and payments under that lock."""
+    """Lock wallets in id order, then read the requests, payments and reservations under that lock."""
     locked = await lock_wallets(connection, keys)
     answered, found = await _read_requests(connection, request_keys)
     missing = set(payment_ids) - found.keys()
     if missing:
         found |= await read_payments(connection, missing)
-    return Book(Ledger(locked), found, answered, policy)
+    reserved = await read_reservations(connection, reservation_ids)
+    return Book(Ledger(locked), found, answered, policy, reserved)
 
 
 async def lock_wallets(
@@ -215,6 +237,26 @@ async def read_payments(
     """The payments there are of these."""
     query = sa.select(payments).where(payments.c.payment_id.in_(list(payment_ids)))
     return {row.payment_id: _payment(row) for row in await connection.execute(query)}
+
+
+async def read_reservations(
+    connection: AsyncConnection, reservation_ids: Collection[UUID]
+) -> dict[UUID, Reservation]:
+    """The reservations there are of these."""
+    if not reservation_ids:
+        return {}
+    query = sa.select(reservations).where(reservations.c.reservation_id.in_(list(reservation_ids)))
+    return {
+        row.reservation_id: Reservation(
+            row.reservation_id,
+            wallet_key(row.wallet_id),
+            row.amount,
+            ReservationState(row.state),
+            row.payment_id,
+            row.update_time,
+        )
+        for row in await connection.execute(query)
+    }
 
 
 async def find_payment_of_request(connection: AsyncConnection, request_key: bytes) -> UUID | None:
@@ -300,6 +342,7 @@ async def save(connection: AsyncConnection, book: Book, *, now: datetime) -> Non
     if book.ledger.transfers:
         rows = [_transfer_row(transfer) for transfer in book.ledger.transfers]
         await connection.execute(sa.insert(transfers), rows)
+    await _save_reservations(connection, book)
     if book.new_tasks:
         rows = [
             {"task": int(task), "payment_id": payment_id, "create_time": now}
@@ -317,18 +360,40 @@ async def save(connection: AsyncConnection, book: Book, *, now: datetime) -> Non
     changed = sorted(book.ledger.changed - book.new_wallets)
     if changed:
         rows = [_wallet_row(book.ledger.wallets[key]) for key in changed]
-        await connection.execute(_wallet_upsert(connection.dialect.name), rows)
+        await connection.execute(_upsert(wallets, connection.dialect.name), rows)
 
 
-def _wallet_upsert(dialect: str) -> sa.Insert:
+async def _save_reservations(connection: AsyncConnection, book: Book) -> None:
+    if book.new_reservations:
+        rows = [_reservation_row(book.reservations[made]) for made in sorted(book.new_reservations)]
+        await connection.execute(sa.insert(reservations), rows)
+    if book.changed_reservations:
+        ended = sorted(book.changed_reservations)
+        rows = [_reservation_row(book.reservations[each]) for each in ended]
+        await connection.execute(_upsert(reservations, connection.dialect.name), rows)
+
+
+def _upsert(table: sa.Table, dialect: str) -> sa.Insert:
     # The rows exist and are locked: an upsert is how many rows get different values in one statement.
-    columns = [column.name for column in wallets.c if column.name != "wallet_id"]
+    (key,) = table.primary_key.columns
+    columns = [column.name for column in table.c if column is not key]
     if dialect == "sqlite":
-        lite = sqlite.insert(wallets)
+        lite = sqlite.insert(table)
         values = {name: lite.excluded[name] for name in columns}
-        return lite.on_conflict_do_update(index_elements=["wallet_id"], set_=values)
-    statement = mysql.insert(wallets)
+        return lite.on_conflict_do_update(index_elements=[key], set_=values)
+    statement = mysql.insert(table)
     return statement.on_duplicate_key_update({name: statement.inserted[name] for name in columns})
+
+
+def _reservation_row(reservation: Reservation) -> dict[str, Any]:
+    return {
+        "reservation_id": reservation.reservation_id,
+        "wallet_id": wallet_id(reservation.wallet),
+        "amount": reservation.amount,
+        "state": int(reservation.state),
+        "payment_id": reservation.payment_id,
+        "update_time": reservation.update_time,
+    }
 
 
 def _payment_update(payment: Payment) -> sa.Update:
@@ -493,6 +558,10 @@ def _payment_row(payment: Payment) -> dict[str, Any]:
         "request_id": payment.request_id,
         "create_time": payment.create_time,
         "update_time": payment.update_time,
+        "channel": int(payment.channel),
+        "terminal_id": payment.terminal_id,
+        "reservation_id": payment.reservation_id,
+        "spend_time": payment.spend_time,
     }
 
 
@@ -516,4 +585,8 @@ def _payment(row: Any) -> Payment:
         request_id=row.request_id,
         create_time=row.create_time,
         update_time=row.update_time,
+        channel=Channel(row.channel),
+        terminal_id=row.terminal_id,
+        reservation_id=row.reservation_id,
+        spend_time=row.spend_time,
     )

@@ -16,7 +16,7 @@ from services.payment.domain.ledger import (
     Wallet,
     WalletKey,
 )
-from services.payment.domain.payment import Decision, Payment, Position, Risk
+from services.payment.domain.payment import Channel, Decision, Payment, Position, Risk
 from tallystick.fraud.v1 import fraud_service_pb2
 from tallystick.payment.v1 import payment_pb2, wallet_pb2
 from tallystick.type.v1 import money_pb2, position_pb2
@@ -103,7 +103,11 @@ def payment_message(payment: Payment) -> payment_pb2.Payment:
         request_id=str(payment.request_id),
         create_time=timestamp(payment.create_time),
         update_time=timestamp(payment.update_time),
+        channel=int(payment.channel),  # type: ignore[arg-type]
+        occur_time=timestamp(payment.occur_time),
     )
+    if payment.terminal_id is not None:
+        message.terminal = f"{vendor}/terminals/{payment.terminal_id}"
     if payment.position is not None:
         message.position.latitude = payment.position.latitude
         message.position.longitude = payment.position.longitude
@@ -167,5 +171,6 @@ def facts(payment: Payment) -> fraud_service_pb2.PaymentFacts:
         site=message.site,
         amount=message.amount,
         position=message.position if payment.position is not None else None,
-        occur_time=message.create_time,
+        occur_time=message.occur_time,
+        offline=payment.channel is Channel.OFFLINE,
     )

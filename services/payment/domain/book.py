@@ -16,6 +16,7 @@ from services.payment.domain.payment import (
     Risk,
     State,
 )
+from services.payment.domain.reservation import Reservation
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +72,16 @@ class Resolved:
     payment: Payment
 
 
+@dataclass(frozen=True, slots=True)
+class SettledOffline:
+    """The answer to an offline payment: the payment as it stands, and the minor units that went back to the payer."""
+
+    payment: Payment
+    returned: int
+
+
 # A payment that is its own answer is answered as it stands; the others as they were.
-Outcome = Payment | Moved | Refunded | Resolved | None
+Outcome = Payment | Moved | Refunded | Resolved | SettledOffline | Reservation | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +159,7 @@ class Book:
     payments: dict[UUID, Payment]
     requests: dict[bytes, Answered]
     policy: Policy
+    reservations: dict[UUID, Reservation] = field(default_factory=dict)
     facts: list[Fact] = field(default_factory=list)
     new_requests: dict[bytes, Answered] = field(default_factory=dict)
     new_payments: dict[UUID, None] = field(default_factory=dict)  # in the order made
@@ -157,6 +167,8 @@ class Book:
     new_wallets: set[WalletKey] = field(default_factory=set)
     new_tasks: list[tuple[UUID, Task]] = field(default_factory=list)
     done_tasks: list[tuple[UUID, Task]] = field(default_factory=list)
+    new_reservations: set[UUID] = field(default_factory=set)
+    changed_reservations: set[UUID] = field(default_factory=set)
 
     def answered(self, request: Request) -> Answered | None:
         """The answer a request got before, or None for a new one.
@@ -189,12 +201,12 @@ class Book:
         *,
         actor: str,
         now: datetime,
-        transfer: Transfer | None = None,
+        transfers: tuple[Transfer, ...] = (),
         failure_reason: FailureReason = FailureReason.NONE,
         risk: Risk | None = None,
         review_reason: str = "",
     ) -> Payment:
-        """Take a payment to another state, with the transfer that goes with it."""
+        """Take a payment to another state, with the transfers that go with it."""
         assert (payment.state, state) in MOVES
         moved = replace(
             payment,
@@ -204,8 +216,7 @@ class Book:
             update_time=now,
         )
         self._change(moved)
-        transfers = () if transfer is None else (transfer,)
-        if transfer is not None:
+        for transfer in transfers:
             self.ledger.post(transfer)
         self.facts.append(PaymentMoved(moved, state, transfers, actor, review_reason))
         return moved
@@ -221,6 +232,17 @@ class Book:
         self._change(refunded)
         self.facts.append(PaymentRefunded(refunded, transfer, actor))
         return refunded
+
+    def reserve(self, reservation: Reservation) -> None:
+        """Put a new reservation on record."""
+        self.reservations[reservation.reservation_id] = reservation
+        self.new_reservations.add(reservation.reservation_id)
+
+    def end_reservation(self, reservation: Reservation) -> None:
+        """Record where the money of a live one went."""
+        self.reservations[reservation.reservation_id] = reservation
+        if reservation.reservation_id not in self.new_reservations:
+            self.changed_reservations.add(reservation.reservation_id)
 
     def _change(self, payment: Payment) -> None:
         self.payments[payment.payment_id] = payment

@@ -42,6 +42,7 @@ from services.payment.domain.ledger import (
 )
 from services.payment.domain.payment import (
     UNASSESSED,
+    Channel,
     Decision,
     FailureReason,
     Payment,
@@ -126,7 +127,7 @@ class CreatePayment:
         if not vendor.active:
             raise refusals.vendor_not_active(names.user_name(self.vendor_id))
         if book.ledger.room(Account(self.vendor, Bucket.ONLINE)) < self.amount:
-            raise refusals.balance_over_limit(_balance_max(self.payer))
+            raise refusals.balance_over_limit(balance_max(self.payer))
         actor = names.user_name(self.payer.owner_id)
         payment = Payment(
             payment_id=self.payment_id,
@@ -217,7 +218,7 @@ def _settle(
         create_time=now,
     )
     state = State.FLAGGED if hold else State.SUCCESS
-    return book.move(processing, state, actor=PLATFORM, now=now, transfer=transfer)
+    return book.move(processing, state, actor=PLATFORM, now=now, transfers=(transfer,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +243,7 @@ class ResolveHold:
         return (self.payment_id,)
 
     def decide(self, book: Book, now: datetime) -> Outcome:
-        """Pay the vendor, or give the money back.
+        """Pay the vendor, or give the money back to the balance it came from.
 
         Raises:
             Refusal: request_id_reused, payment_not_flagged, balance_over_limit.
@@ -255,11 +256,11 @@ class ResolveHold:
             raise refusals.payment_not_flagged(payment.state.name)
         vendor = Account(payment.vendor, Bucket.ONLINE)
         if self.approve and book.ledger.room(vendor) < payment.amount:
-            raise refusals.balance_over_limit(_balance_max(payment.payer))
+            raise refusals.balance_over_limit(balance_max(payment.payer))
         transfer = Transfer(
             transfer_id=self.transfer_id,
             debit=Account(payment.payer, Bucket.HELD),
-            credit=vendor if self.approve else Account(payment.payer, Bucket.ONLINE),
+            credit=vendor if self.approve else Account(payment.payer, _paid_from(payment)),
             amount=payment.amount,
             purpose=Purpose.HOLD_CAPTURE if self.approve else Purpose.HOLD_RELEASE,
             payment_id=payment.payment_id,
@@ -271,7 +272,7 @@ class ResolveHold:
             State.SUCCESS if self.approve else State.FAILED,
             actor=self.actor,
             now=now,
-            transfer=transfer,
+            transfers=(transfer,),
             failure_reason=FailureReason.NONE if self.approve else FailureReason.REVIEW_REJECTED,
             review_reason=self.reason,
         )
@@ -325,7 +326,7 @@ class Refund:
             raise refusals.vendor_funds_insufficient(self.amount)
         payer = Account(payment.payer, Bucket.ONLINE)
         if book.ledger.room(payer) < self.amount.minor_units:
-            raise refusals.balance_over_limit(_balance_max(payment.payer))
+            raise refusals.balance_over_limit(balance_max(payment.payer))
         transfer = Transfer(
             transfer_id=self.transfer_id,
             debit=Account(payment.vendor, Bucket.ONLINE),
@@ -406,7 +407,7 @@ class MoveFunds:
                 cap = Money(book.policy.offline_cap, self.wallet.currency_code)
                 raise refusals.offline_cap_exceeded(cap)
         if self.target is not None and book.ledger.room(self._credit) < amount:
-            raise refusals.balance_over_limit(_balance_max(self.wallet))
+            raise refusals.balance_over_limit(balance_max(self.wallet))
         for account in (self._debit, self._credit):
             if account.wallet not in wallets:
                 key = account.wallet
@@ -500,5 +501,10 @@ class RecordAssessment:
         return payment
 
 
-def _balance_max(wallet: WalletKey) -> Money:
+def _paid_from(payment: Payment) -> Bucket:
+    return Bucket.OFFLINE if payment.channel is Channel.OFFLINE else Bucket.ONLINE
+
+
+def balance_max(wallet: WalletKey) -> Money:
+    """What an account may hold."""
     return Money(BALANCE_MINOR_UNITS_MAX, wallet.currency_code)

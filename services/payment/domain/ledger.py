@@ -34,6 +34,8 @@ class Purpose(enum.IntEnum):
     HOLD_RELEASE = 6
     REFUND = 7
     PAYOUT = 8
+    RESERVE = 9
+    RELEASE = 10
 
 
 class WalletKey(NamedTuple):

@@ -34,6 +34,13 @@ MOVES: frozenset[tuple[State | None, State]] = frozenset(
 )
 
 
+class Channel(enum.IntEnum):
+    """The numbers of `payment.v1.Payment.Channel`; stored; never renumbered."""
+
+    ONLINE = 1
+    OFFLINE = 2
+
+
 class FailureReason(enum.IntEnum):
     """The numbers of `payment.v1.Payment.FailureReason`; stored; never renumbered."""
 
@@ -79,7 +86,11 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """Money from a payer to a vendor. Amounts in minor units of the payer wallet's currency."""
+    """Money from a payer to a vendor. Amounts in minor units of the payer wallet's currency.
+
+    Attributes of offline payments alone: the vendor's terminal that took it, the reservation it was paid from, and when
+    the payer paid by the terminal's trusted time; an online payment occurs when it is created.
+    """
 
     payment_id: UUID
     payer: WalletKey
@@ -95,6 +106,15 @@ class Payment:
     request_id: UUID
     create_time: datetime
     update_time: datetime
+    channel: Channel = Channel.ONLINE
+    terminal_id: UUID | None = None
+    reservation_id: UUID | None = None
+    spend_time: datetime | None = None
+
+    @property
+    def occur_time(self) -> datetime:
+        """When the payer paid."""
+        return self.create_time if self.spend_time is None else self.spend_time
 
     @property
     def vendor(self) -> WalletKey:

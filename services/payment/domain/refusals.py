@@ -146,3 +146,46 @@ def vendor_funds_insufficient(asked: Money) -> Refusal:
 def payment_not_flagged(state: str) -> Refusal:
     message = f"The payment is {state}, not under review."
     return Refusal(Kind.PRECONDITION, "PAYMENT_NOT_FLAGGED", message, state=state)
+
+
+def reservation_not_found(reservation: str) -> Refusal:
+    message = f"There is no reservation {reservation}. Check the name."
+    return Refusal(Kind.NOT_FOUND, "RESERVATION_NOT_FOUND", message, reservation=reservation)
+
+
+def reservation_exists(reservation: str) -> Refusal:
+    message = f"{reservation} was made by another request. Make a new id."
+    return Refusal(Kind.ALREADY_EXISTS, "RESERVATION_EXISTS", message, reservation=reservation)
+
+
+def reservation_settled(reservation: str, payment: str) -> Refusal:
+    message = f"{reservation} was settled by {payment}. It is spent."
+    return Refusal(
+        Kind.PRECONDITION,
+        "RESERVATION_SETTLED",
+        message,
+        reservation=reservation,
+        payment=payment,
+    )
+
+
+def reservation_released(reservation: str) -> Refusal:
+    message = f"The money of {reservation} went back to the payer. It came too late."
+    return Refusal(Kind.PRECONDITION, "RESERVATION_RELEASED", message, reservation=reservation)
+
+
+def amount_over_reservation(asked: Money, reserved: int) -> Refusal:
+    message = f"{asked} is more than the {Money(reserved, asked.currency_code)} that are reserved."
+    return Refusal(
+        Kind.PRECONDITION,
+        "AMOUNT_OVER_RESERVATION",
+        message,
+        askedMinorUnits=str(asked.minor_units),
+        reservedMinorUnits=str(reserved),
+        currencyCode=asked.currency_code,
+    )
+
+
+def payment_exists(payment: str) -> Refusal:
+    message = f"{payment} exists and is another payment. Make a new id."
+    return Refusal(Kind.ALREADY_EXISTS, "PAYMENT_EXISTS", message, payment=payment)

@@ -101,7 +101,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
                 raise access_refusals.fields_invalid(violations)
             payment = await self._create(who, request, wait=False)
         except Refusal as refusal:
-            return pb.BatchCreatePaymentsResult(refusal=_refusal_message(refusal))
+            return pb.BatchCreatePaymentsResult(refusal=refusal_message(refusal))
         return pb.BatchCreatePaymentsResult(payment=wire.payment_message(payment))
 
     async def _create(
@@ -270,7 +270,8 @@ def _may_see(who: Caller, payment: Payment) -> bool:
     return who.user_id in (payment.payer.owner_id, payment.vendor_id)
 
 
-def _refusal_message(refusal: Refusal) -> pb.PaymentRefusal:
+def refusal_message(refusal: Refusal) -> pb.PaymentRefusal:
+    """A refusal inside an answer."""
     message = pb.PaymentRefusal(
         code=errors.CODES[refusal.kind],
         reason=refusal.reason,

@@ -20,7 +20,8 @@ def once(caller: Caller, request_id: str, body: Message) -> Request:
     identity = UUID(request_id)
     asked = type(body)()
     asked.CopyFrom(body)
-    asked.ClearField("request_id")  # in capitals it is the same id
+    if "request_id" in asked.DESCRIPTOR.fields_by_name:
+        asked.ClearField("request_id")  # in capitals it is the same id
     kind = asked.DESCRIPTOR.full_name.encode()
     hashed = hashlib.sha256(kind + b":" + asked.SerializeToString(deterministic=True)).digest()
     return Request(scope(caller) + identity.bytes, hashed, str(identity))
@@ -29,5 +30,10 @@ def once(caller: Caller, request_id: str, body: Message) -> Request:
 def scope(caller: Caller) -> bytes:
     """16 bytes that stand for the caller."""
     if caller.service:
-        return hashlib.sha256(caller.subject.encode()).digest()[:16]
+        return service_scope(caller.subject)
     return caller.user_id.bytes
+
+
+def service_scope(subject: str) -> bytes:
+    """16 bytes that stand for a service, `services/{name}`."""
+    return hashlib.sha256(subject.encode()).digest()[:16]

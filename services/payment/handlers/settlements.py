@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+from datetime import UTC
 from typing import Any
+from uuid import UUID
 
 import grpc
 
 from services import names, sql
+from services.money import Money
 from services.payment import store, wire
-from services.payment.domain import refusals
-from services.payment.domain.book import Resolved
+from services.payment.domain import offline_commands, refusals
+from services.payment.domain.book import Moved, Request, Resolved, SettledOffline
 from services.payment.domain.commands import ResolveHold
-from services.payment.handlers.payments import Ledger
+from services.payment.domain.ledger import WalletKey
+from services.payment.domain.reservation import Reservation, ReservationState
+from services.payment.handlers.payments import Ledger, refusal_message
 from services.payment.handlers.request import once
-from services.rpc.identity import caller
+from services.refusal import Refusal
+from services.rpc import refusals as access_refusals
+from services.rpc import validation
+from services.rpc.identity import Caller, caller
+from tallystick.fraud.v1 import fraud_service_pb2
 from tallystick.payment.v1 import settlement_service_pb2 as pb
 from tallystick.payment.v1 import settlement_service_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
+_RELEASED = {
+    ReservationState.RELEASED: pb.ReleasedReservation.STATE_RELEASED,
+    ReservationState.SETTLED: pb.ReleasedReservation.STATE_SETTLED,
+}
+
 
 class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
-    """Ends reviews."""
+    """Ends reviews; sets money aside behind offline codes, settles it, gives it back."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -47,3 +63,133 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         resolved = await self._ledger.owners.submit(command, ())
         assert isinstance(resolved, Resolved)
         return pb.ResolveHoldResponse(payment=wire.payment_message(resolved.payment))
+
+    async def ReserveFunds(
+        self, request: pb.ReserveFundsRequest, context: Context
+    ) -> pb.ReserveFundsResponse:
+        key = wire.wallet_key(request.wallet)
+        command = offline_commands.ReserveFunds(
+            request=once(caller(), request.request_id, request),
+            transfer_id=self._ledger.new_id(),
+            wallet=key,
+            amounts=tuple(
+                (names.last_id(new.name), new.minor_units) for new in request.reservations
+            ),
+        )
+        outcome = await self._ledger.owners.submit(command, (key.owner_id,))
+        assert isinstance(outcome, Moved)
+        return pb.ReserveFundsResponse(
+            wallet=wire.wallet_message(outcome.wallet),
+            transfer=wire.transfer_message(outcome.transfer),
+        )
+
+    async def SettleOffline(
+        self, request: pb.SettleOfflineRequest, context: Context
+    ) -> pb.SettleOfflineResponse:
+        who = caller()
+        problems = [validation.violations(item) for item in request.items]
+        reserved = await self._find(
+            names.last_id(item.reservation)
+            for item, found in zip(request.items, problems, strict=True)
+            if not found
+        )
+        results = await asyncio.gather(
+            *(
+                self._settle(who, item, found, reserved)
+                for item, found in zip(request.items, problems, strict=True)
+            )
+        )
+        return pb.SettleOfflineResponse(results=results)
+
+    async def ReleaseReservations(
+        self, request: pb.ReleaseReservationsRequest, context: Context
+    ) -> pb.ReleaseReservationsResponse:
+        reserved = await self._find(map(names.last_id, request.names))
+        results = await asyncio.gather(*(self._release(name, reserved) for name in request.names))
+        return pb.ReleaseReservationsResponse(results=results)
+
+    async def _find(self, reservation_ids: Any) -> dict[UUID, Reservation]:
+        # Whose money it is never changes, so it may be read before the wallet is locked by it.
+        async with sql.reading(self._ledger.engine) as connection:
+            return await store.read_reservations(connection, list(reservation_ids))
+
+    async def _settle(
+        self,
+        who: Caller,
+        item: pb.OfflinePayment,
+        problems: Sequence[tuple[str, str]],
+        reserved: dict[UUID, Reservation],
+    ) -> pb.OfflineResult:
+        try:
+            if problems:
+                raise access_refusals.fields_invalid(list(problems))
+            reservation = reserved.get(names.last_id(item.reservation))
+            if reservation is None:
+                raise refusals.reservation_not_found(item.reservation)
+            command = self._command(who, item, reservation.wallet)
+            owners = (command.vendor_id,)
+            outcome = await self._ledger.owners.submit(command, owners, _facts(command, item))
+        except Refusal as refusal:
+            return pb.OfflineResult(refusal=refusal_message(refusal))
+        assert isinstance(outcome, SettledOffline)
+        return pb.OfflineResult(
+            payment=wire.payment_message(outcome.payment),
+            returned=wire.money(outcome.returned, reservation.wallet.currency_code),
+        )
+
+    def _command(
+        self, who: Caller, item: pb.OfflinePayment, payer: WalletKey
+    ) -> offline_commands.SettleOffline:
+        payment_id = names.last_id(item.payment)
+        body = once(who, str(payment_id), item)
+        return offline_commands.SettleOffline(
+            request=Request(body.key, body.body_hash, str(payment_id)),
+            payment_id=payment_id,
+            transfer_id=self._ledger.new_id(),
+            release_id=self._ledger.new_id(),
+            reservation_id=names.last_id(item.reservation),
+            payer=payer,
+            vendor_id=names.last_id(item.vendor),
+            terminal_id=names.last_id(item.terminal),
+            site_id=names.last_id(item.site) if item.site else None,
+            amount=Money(item.amount.minor_units, item.amount.currency_code),
+            spend_time=item.occur_time.ToDatetime(UTC),
+            position=wire.position(item.position) if item.HasField("position") else None,
+            reference=item.reference,
+            hold_reason=item.hold_reason,
+        )
+
+    async def _release(
+        self, name: str, reserved: dict[UUID, Reservation]
+    ) -> pb.ReleasedReservation:
+        reservation = reserved.get(names.last_id(name))
+        if reservation is None:
+            return pb.ReleasedReservation(name=name, state=pb.ReleasedReservation.STATE_NOT_FOUND)
+        command = offline_commands.ReleaseReservation(
+            reservation.reservation_id, self._ledger.new_id(), reservation.wallet
+        )
+        outcome = await self._ledger.owners.submit(command, ())
+        assert isinstance(outcome, Reservation)
+        payment = outcome.payment_id
+        return pb.ReleasedReservation(
+            name=name,
+            state=_RELEASED[outcome.state],
+            payment="" if payment is None else names.payment_name(payment),
+        )
+
+
+def _facts(
+    command: offline_commands.SettleOffline, item: pb.OfflinePayment
+) -> fraud_service_pb2.PaymentFacts:
+    return fraud_service_pb2.PaymentFacts(
+        payment=item.payment,
+        payer=names.user_name(command.payer.owner_id),
+        vendor=item.vendor,
+        site=item.site,
+        amount=item.amount,
+        position=item.position if item.HasField("position") else None,
+        occur_time=item.occur_time,
+        offline=True,
+        code_age=item.code_age if item.HasField("code_age") else None,
+        device=item.device,
+    )

@@ -23,13 +23,14 @@ _sym_db = _symbol_database.Default()
 
 
 from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from tallystick.access.v1 import access_pb2 as tallystick_dot_access_dot_v1_dot_access__pb2
 from tallystick.type.v1 import money_pb2 as tallystick_dot_type_dot_v1_dot_money__pb2
 from tallystick.type.v1 import position_pb2 as tallystick_dot_type_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/fraud/v1/fraud_service.proto\x12\x13tallystick.fraud.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"^\n\x15\x41ssessPaymentsRequest\x12\x45\n\x08payments\x18\x01 \x03(\x0b\x32!.tallystick.fraud.v1.PaymentFactsB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"\xdc\x02\n\x0cPaymentFacts\x12\x18\n\x07payment\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12G\n\x05payer\x18\x02 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12H\n\x06vendor\x18\x03 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x31\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x08position\x18\x06 \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12.\n\noccur_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"N\n\x16\x41ssessPaymentsResponse\x12\x34\n\x0b\x61ssessments\x18\x01 \x03(\x0b\x32\x1f.tallystick.fraud.v1.Assessment\"\xfb\x01\n\nAssessment\x12\x0f\n\x07payment\x18\x01 \x01(\t\x12:\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32(.tallystick.fraud.v1.Assessment.Decision\x12\r\n\x05score\x18\x03 \x01(\x05\x12,\n\x07signals\x18\x04 \x03(\x0b\x32\x1b.tallystick.fraud.v1.Signal\"c\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_REVIEW\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_DECLINE\x10\x03\"\xa8\x02\n\x06Signal\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .tallystick.fraud.v1.Signal.Code\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xdd\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ODE_DISTANCE_OVER_LIMIT\x10\x01\x12\x19\n\x15\x43ODE_POSITION_MISSING\x10\x02\x12\x18\n\x14\x43ODE_POSITION_MOCKED\x10\x03\x12\x15\n\x11\x43ODE_SITE_UNKNOWN\x10\x04\x12!\n\x1d\x43ODE_AMOUNT_OVER_REVIEW_LIMIT\x10\x05\x12\x1a\n\x16\x43ODE_AMOUNT_OVER_LIMIT\x10\x06\x12\x16\n\x12\x43ODE_FACTS_INVALID\x10\x07\x32\x96\x01\n\x0c\x46raudService\x12\x85\x01\n\x0e\x41ssessPayments\x12*.tallystick.fraud.v1.AssessPaymentsRequest\x1a+.tallystick.fraud.v1.AssessPaymentsResponse\"\x1a\x8a\xb5\x18\x16\x1a\x07payment\x1a\x07offline:\x02\x08\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/fraud/v1/fraud_service.proto\x12\x13tallystick.fraud.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"^\n\x15\x41ssessPaymentsRequest\x12\x45\n\x08payments\x18\x01 \x03(\x0b\x32!.tallystick.fraud.v1.PaymentFactsB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"\xb3\x03\n\x0cPaymentFacts\x12\x18\n\x07payment\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12G\n\x05payer\x18\x02 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12H\n\x06vendor\x18\x03 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x31\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x08position\x18\x06 \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12.\n\noccur_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07offline\x18\x08 \x01(\x08\x12+\n\x08\x63ode_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x06\x64\x65vice\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\"N\n\x16\x41ssessPaymentsResponse\x12\x34\n\x0b\x61ssessments\x18\x01 \x03(\x0b\x32\x1f.tallystick.fraud.v1.Assessment\"\xfb\x01\n\nAssessment\x12\x0f\n\x07payment\x18\x01 \x01(\t\x12:\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32(.tallystick.fraud.v1.Assessment.Decision\x12\r\n\x05score\x18\x03 \x01(\x05\x12,\n\x07signals\x18\x04 \x03(\x0b\x32\x1b.tallystick.fraud.v1.Signal\"c\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_REVIEW\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_DECLINE\x10\x03\"\xa8\x02\n\x06Signal\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .tallystick.fraud.v1.Signal.Code\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\xdd\x01\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ODE_DISTANCE_OVER_LIMIT\x10\x01\x12\x19\n\x15\x43ODE_POSITION_MISSING\x10\x02\x12\x18\n\x14\x43ODE_POSITION_MOCKED\x10\x03\x12\x15\n\x11\x43ODE_SITE_UNKNOWN\x10\x04\x12!\n\x1d\x43ODE_AMOUNT_OVER_REVIEW_LIMIT\x10\x05\x12\x1a\n\x16\x43ODE_AMOUNT_OVER_LIMIT\x10\x06\x12\x16\n\x12\x43ODE_FACTS_INVALID\x10\x07\x32\x96\x01\n\x0c\x46raudService\x12\x85\x01\n\x0e\x41ssessPayments\x12*.tallystick.fraud.v1.AssessPaymentsRequest\x1a+.tallystick.fraud.v1.AssessPaymentsResponse\"\x1a\x8a\xb5\x18\x16\x1a\x07payment\x1a\x07offline:\x02\x08\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,22 +47,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTFACTS'].fields_by_name['vendor']._serialized_options = b'\272H5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   _globals['_PAYMENTFACTS'].fields_by_name['amount']._loaded_options = None
   _globals['_PAYMENTFACTS'].fields_by_name['amount']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_PAYMENTFACTS'].fields_by_name['device']._loaded_options = None
+  _globals['_PAYMENTFACTS'].fields_by_name['device']._serialized_options = b'\272H\004r\002\030@'
   _globals['_FRAUDSERVICE'].methods_by_name['AssessPayments']._loaded_options = None
   _globals['_FRAUDSERVICE'].methods_by_name['AssessPayments']._serialized_options = b'\212\265\030\026\032\007payment\032\007offline:\002\010\002'
-  _globals['_ASSESSPAYMENTSREQUEST']._serialized_start=228
-  _globals['_ASSESSPAYMENTSREQUEST']._serialized_end=322
-  _globals['_PAYMENTFACTS']._serialized_start=325
-  _globals['_PAYMENTFACTS']._serialized_end=673
-  _globals['_ASSESSPAYMENTSRESPONSE']._serialized_start=675
-  _globals['_ASSESSPAYMENTSRESPONSE']._serialized_end=753
-  _globals['_ASSESSMENT']._serialized_start=756
-  _globals['_ASSESSMENT']._serialized_end=1007
-  _globals['_ASSESSMENT_DECISION']._serialized_start=908
-  _globals['_ASSESSMENT_DECISION']._serialized_end=1007
-  _globals['_SIGNAL']._serialized_start=1010
-  _globals['_SIGNAL']._serialized_end=1306
-  _globals['_SIGNAL_CODE']._serialized_start=1085
-  _globals['_SIGNAL_CODE']._serialized_end=1306
-  _globals['_FRAUDSERVICE']._serialized_start=1309
-  _globals['_FRAUDSERVICE']._serialized_end=1459
+  _globals['_ASSESSPAYMENTSREQUEST']._serialized_start=260
+  _globals['_ASSESSPAYMENTSREQUEST']._serialized_end=354
+  _globals['_PAYMENTFACTS']._serialized_start=357
+  _globals['_PAYMENTFACTS']._serialized_end=792
+  _globals['_ASSESSPAYMENTSRESPONSE']._serialized_start=794
+  _globals['_ASSESSPAYMENTSRESPONSE']._serialized_end=872
+  _globals['_ASSESSMENT']._serialized_start=875
+  _globals['_ASSESSMENT']._serialized_end=1126
+  _globals['_ASSESSMENT_DECISION']._serialized_start=1027
+  _globals['_ASSESSMENT_DECISION']._serialized_end=1126
+  _globals['_SIGNAL']._serialized_start=1129
+  _globals['_SIGNAL']._serialized_end=1425
+  _globals['_SIGNAL_CODE']._serialized_start=1204
+  _globals['_SIGNAL_CODE']._serialized_end=1425
+  _globals['_FRAUDSERVICE']._serialized_start=1428
+  _globals['_FRAUDSERVICE']._serialized_end=1578
 # @@protoc_insertion_point(module_scope)

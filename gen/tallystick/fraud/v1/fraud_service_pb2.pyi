@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -61,6 +62,9 @@ class PaymentFacts(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     POSITION_FIELD_NUMBER: _builtins.int
     OCCUR_TIME_FIELD_NUMBER: _builtins.int
+    OFFLINE_FIELD_NUMBER: _builtins.int
+    CODE_AGE_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
     payment: _builtins.str
     """The payment's id: `payments/{uuid}`. Asking again with it does not count twice."""
     payer: _builtins.str
@@ -69,6 +73,10 @@ class PaymentFacts(_message.Message):
     """`users/{uuid}`."""
     site: _builtins.str
     """`users/{uuid}/sites/{uuid}` where the payment happens; empty: the vendor's nearest open site counts."""
+    offline: _builtins.bool
+    """It was made with an offline code or voucher."""
+    device: _builtins.str
+    """An opaque id of the payer's device; empty when it is not known."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """What would be paid."""
@@ -81,6 +89,10 @@ class PaymentFacts(_message.Message):
     def occur_time(self) -> _timestamp_pb2.Timestamp:
         """When the payment happened, on the payer's or terminal's clock for offline ones."""
 
+    @_builtins.property
+    def code_age(self) -> _duration_pb2.Duration:
+        """From the code's issue to `occur_time`; absent where there is no code."""
+
     def __init__(
         self,
         *,
@@ -91,10 +103,13 @@ class PaymentFacts(_message.Message):
         amount: _money_pb2.Money | None = ...,
         position: _position_pb2.Position | None = ...,
         occur_time: _timestamp_pb2.Timestamp | None = ...,
+        offline: _builtins.bool = ...,
+        code_age: _duration_pb2.Duration | None = ...,
+        device: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "occur_time", b"occur_time", "position", b"position"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "code_age", b"code_age", "occur_time", b"occur_time", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "occur_time", b"occur_time", "payer", b"payer", "payment", b"payment", "position", b"position", "site", b"site", "vendor", b"vendor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "code_age", b"code_age", "device", b"device", "occur_time", b"occur_time", "offline", b"offline", "payer", b"payer", "payment", b"payment", "position", b"position", "site", b"site", "vendor", b"vendor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,7 +37,7 @@ class SettlementServiceStub:
     An item is assessed by the fraud service in event time. Whatever that says, the payer's code was taken for goods
     that are gone: REVIEW and DECLINE both hold the money (FLAGGED) for a person. So does an item with `hold_reason`,
     and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
-    An item is refused, checked in this order: PAYMENT_EXISTS, RESERVATION_NOT_FOUND, RESERVATION_SETTLED,
+    An item is refused, checked in this order: RESERVATION_NOT_FOUND, PAYMENT_EXISTS, RESERVATION_SETTLED,
     RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
     """
     ReleaseReservations: _aio.UnaryUnaryMultiCallable[_settlement_service_pb2.ReleaseReservationsRequest, _settlement_service_pb2.ReleaseReservationsResponse]
@@ -86,7 +86,7 @@ class SettlementServiceServicer(metaclass=_abc_1.ABCMeta):
         An item is assessed by the fraud service in event time. Whatever that says, the payer's code was taken for goods
         that are gone: REVIEW and DECLINE both hold the money (FLAGGED) for a person. So does an item with `hold_reason`,
         and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
-        An item is refused, checked in this order: PAYMENT_EXISTS, RESERVATION_NOT_FOUND, RESERVATION_SETTLED,
+        An item is refused, checked in this order: RESERVATION_NOT_FOUND, PAYMENT_EXISTS, RESERVATION_SETTLED,
         RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
         """
 
