@@ -27,7 +27,7 @@ class Caller:
     """The verified caller of an RPC.
 
     Attributes:
-        subject: `users/{uuid}` for a person, `services/{name}` for a service, empty for anybody.
+        subject: `users/{uuid}` for a person, `users/{uuid}/terminals/{uuid}` for a terminal of that vendor, `services/{name}` for a service, empty for anybody.
         roles: `access_pb2.Role` values of the token; empty for services.
         service: The service's name, when a service calls directly.
         token_issued_micros: When the token was issued, microseconds since 1970; 0 without a token.
@@ -42,8 +42,13 @@ class Caller:
 
     @property
     def user_id(self) -> UUID:
-        """The person's id. Only for RPCs that the contract opens to roles."""
-        return UUID(self.subject.removeprefix("users/"))
+        """The id of the person, or of the terminal's vendor. Only for RPCs that the contract opens to roles."""
+        return UUID(self.subject.split("/", 2)[1])
+
+    @property
+    def is_terminal(self) -> bool:
+        """The caller is an enrolled terminal."""
+        return access_pb2.ROLE_TERMINAL in self.roles
 
     @property
     def is_admin(self) -> bool:

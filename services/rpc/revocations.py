@@ -40,12 +40,16 @@ class Revocations:
         self._revoked[subject] = max(revoke_micros, self._revoked.get(subject, 0))
 
     def check(self, caller: Caller) -> None:
-        """Let the caller pass.
+        """Let the caller pass; a terminal also by its vendor.
 
         Raises:
             Refusal: token_revoked.
         """
-        if caller.token_issued_micros < self._revoked.get(caller.subject, 0):
+        revoked = self._revoked.get(caller.subject, 0)
+        if caller.is_terminal:
+            vendor = caller.subject.partition("/terminals/")[0]
+            revoked = max(revoked, self._revoked.get(vendor, 0))
+        if caller.token_issued_micros < revoked:
             raise refusals.token_revoked()
 
     def forget(self, before_micros: int) -> None:

@@ -10,8 +10,9 @@ from uuid import UUID
 from services import names, telemetry
 from services.user.domain.signing_key import SigningKey
 from services.user.domain.site import Site
+from services.user.domain.terminal import Terminal
 from services.user.domain.user import User
-from services.user.messages import site_messages, user_message
+from services.user.messages import site_messages, terminal_message, user_message
 from tallystick.event.v1 import event_pb2
 
 SOURCE = "user"
@@ -49,10 +50,23 @@ def user_changed(
     return event
 
 
-def tokens_revoked(event_id: UUID, circumstances: Circumstances, user_id: UUID) -> event_pb2.Event:
-    """A person's tokens issued before now are refused from now on."""
-    event = _event(event_id, circumstances, names.user_name(user_id))
-    event.tokens_revoked.token_subject = names.user_name(user_id)
+def terminal_changed(
+    event_id: UUID,
+    circumstances: Circumstances,
+    change: event_pb2.TerminalChanged.Change.ValueType,
+    terminal: Terminal,
+) -> event_pb2.Event:
+    """A terminal, as a change left it."""
+    event = _event(event_id, circumstances, terminal.name)
+    event.terminal_changed.change = change
+    event.terminal_changed.terminal.CopyFrom(terminal_message(terminal))
+    return event
+
+
+def tokens_revoked(event_id: UUID, circumstances: Circumstances, subject: str) -> event_pb2.Event:
+    """The tokens of a person or a terminal issued before now are refused from now on."""
+    event = _event(event_id, circumstances, subject)
+    event.tokens_revoked.token_subject = subject
     event.tokens_revoked.revoke_time.FromDatetime(circumstances.now)
     return event
 

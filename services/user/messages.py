@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from services import names
 from services.user.domain.site import Position, Site
+from services.user.domain.terminal import Terminal
 from services.user.domain.user import Role, State, User
 from tallystick.access.v1 import access_pb2
 from tallystick.type.v1 import position_pb2
@@ -48,6 +49,24 @@ def site_message(site: Site) -> user_pb2.Site:
 def site_messages(sites: Iterable[Site]) -> list[user_pb2.Site]:
     """Sites as the contract writes them, in the order given."""
     return [site_message(site) for site in sites]
+
+
+def terminal_message(terminal: Terminal) -> user_pb2.Terminal:
+    """A terminal as the contract writes it."""
+    message = user_pb2.Terminal(
+        name=terminal.name,
+        display_name=terminal.display_name,
+        site=names.site_name(terminal.vendor_id, terminal.site_id),
+        scope=terminal.scope,
+        public_key=terminal.public_key,
+        state=user_pb2.Terminal.State.Value(f"STATE_{terminal.state.value}"),
+        revoke_reason=terminal.revoke_reason,
+        version=terminal.version,
+    )
+    message.create_time.FromDatetime(terminal.create_time)
+    if terminal.revoke_time is not None:
+        message.revoke_time.FromDatetime(terminal.revoke_time)
+    return message
 
 
 def position(message: position_pb2.Position) -> Position:

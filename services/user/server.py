@@ -25,6 +25,7 @@ from services.user.handlers.parties import PartyService
 from services.user.handlers.recorder import Recorder
 from services.user.handlers.signing_keys import SigningKeys
 from services.user.handlers.sites import SiteService
+from services.user.handlers.terminals import TerminalService
 from services.user.handlers.users import UserService
 from services.user.passwords import Passwords, common_passwords
 from services.user.settings import Settings
@@ -37,6 +38,8 @@ from tallystick.user.v1 import (
     party_service_pb2_grpc,
     site_service_pb2,
     site_service_pb2_grpc,
+    terminal_service_pb2,
+    terminal_service_pb2_grpc,
     user_service_pb2,
     user_service_pb2_grpc,
 )
@@ -108,6 +111,11 @@ class UserServer:
                     site_service_pb2.DESCRIPTOR.services_by_name["SiteService"],
                     site_service_pb2_grpc.add_SiteServiceServicer_to_server,
                     SiteService(self._recorder),
+                ),
+                Registration(
+                    terminal_service_pb2.DESCRIPTOR.services_by_name["TerminalService"],
+                    terminal_service_pb2_grpc.add_TerminalServiceServicer_to_server,
+                    TerminalService(self._recorder, self._revocations),
                 ),
                 Registration(
                     party_service_pb2.DESCRIPTOR.services_by_name["PartyService"],

@@ -3,67 +3,45 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
-import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import jwt
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from services.environment import SettingError
+from services.sealing import Sealer
 from services.user.domain.signing_key import SigningKey
 
-_NONCE_BYTES = 12
-_KEY_BYTES = 32
 ALGORITHM = "ES256"
+_COORDINATE_BYTES = 32  # of P-256
 
 
 class KeyRing:
     """Makes signing keys and signs with them.
 
     Args:
-        key_encryption_keys: 32 random bytes each. The first seals; every one opens, so that the first can be
-            replaced: put a new one before it, rotate the signing keys, remove the old one a day later.
+        sealer: Seals private keys. To replace its first key, rotate the signing keys before the old one goes.
     """
 
-    def __init__(self, key_encryption_keys: Sequence[bytes]) -> None:
-        self._ciphers = [AESGCM(key) for key in key_encryption_keys]
+    def __init__(self, sealer: Sealer) -> None:
+        self._sealer = sealer
         # Opening takes 0.1 ms and the same key signs for a month.
         self._private_key = lru_cache(maxsize=8)(self._open)
 
     @classmethod
     def read(cls, path: Path) -> KeyRing:
-        """Read a file with one key a line, base64.
+        """Read the file of key-encryption keys.
 
         Raises:
-            SettingError: a line is not 32 bytes in base64, or there is none.
+            SettingError: it holds something else.
         """
-        keys: list[bytes] = []
-        for line in path.read_text("ascii", "replace").split():
-            try:
-                key = base64.b64decode(line, validate=True)
-            except binascii.Error:
-                key = b""
-            if len(key) != _KEY_BYTES:
-                raise SettingError(
-                    f"{path} must hold {_KEY_BYTES} random bytes in base64 on each line: "
-                    f"`head -c {_KEY_BYTES} /dev/urandom | base64`."
-                )
-            keys.append(key)
-        if not keys:
-            raise SettingError(
-                f"{path} is empty. Fill it: `head -c {_KEY_BYTES} /dev/urandom | base64`."
-            )
-        return cls(keys)
+        return cls(Sealer.read(path))
 
     def create(self, number: int, *, create_time: datetime, sign_time: datetime) -> SigningKey:
         """A new key pair."""
@@ -83,13 +61,12 @@ class KeyRing:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        nonce = secrets.token_bytes(_NONCE_BYTES)
         return SigningKey(
             key_id=key_id,
             number=number,
             public_jwk=json.dumps({**identity, "kid": key_id, "alg": ALGORITHM, "use": "sig"}),
             # The key id is authenticated with it: a private key moved to another row does not open.
-            sealed_private_key=nonce + self._ciphers[0].encrypt(nonce, pem, key_id.encode()),
+            sealed_private_key=self._sealer.seal(pem, _context(key_id)),
             create_time=create_time,
             sign_time=sign_time,
         )
@@ -108,19 +85,15 @@ class KeyRing:
         self._private_key(key.key_id, key.sealed_private_key)
 
     def _open(self, key_id: str, sealed: bytes) -> ec.EllipticCurvePrivateKey:
-        nonce, ciphertext = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
-        for cipher in self._ciphers:
-            try:
-                pem = cipher.decrypt(nonce, ciphertext, key_id.encode())
-            except InvalidTag:
-                continue
-            private_key = serialization.load_pem_private_key(pem, None)
-            assert isinstance(private_key, ec.EllipticCurvePrivateKey)
-            return private_key
-        raise SettingError(
-            f"TALLYSTICK_KEK_FILE does not open signing key {key_id}. "
-            "Give the file this database's signing keys were made with."
+        private_key = serialization.load_pem_private_key(
+            self._sealer.open(sealed, _context(key_id)), None
         )
+        assert isinstance(private_key, ec.EllipticCurvePrivateKey)
+        return private_key
+
+
+def _context(key_id: str) -> str:
+    return f"signing key {key_id}"
 
 
 def key_set(keys: Iterable[SigningKey]) -> str:
@@ -129,4 +102,4 @@ def key_set(keys: Iterable[SigningKey]) -> str:
 
 
 def _coordinate(value: int) -> str:
-    return base64.urlsafe_b64encode(value.to_bytes(_KEY_BYTES, "big")).rstrip(b"=").decode()
+    return base64.urlsafe_b64encode(value.to_bytes(_COORDINATE_BYTES, "big")).rstrip(b"=").decode()

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services import sql
 from services.user.domain import lockout
 from services.user.domain import session as sessions
+from services.user.domain import terminal as terminals
 from services.user.handlers.recorder import Recorder
 from services.user.handlers.signing_keys import SigningKeys
 from services.user.store import upkeep as upkeep_store
@@ -55,6 +56,9 @@ async def clean(recorder: Recorder) -> None:
         ),
         lambda connection: upkeep_store.delete_revocations(
             connection, revoked_before=now - _REVOCATIONS_KEPT
+        ),
+        lambda connection: upkeep_store.delete_assertions(
+            connection, expired_before=now - 2 * terminals.CLOCK_TOLERANCE
         ),
     ]
     for task in tasks:

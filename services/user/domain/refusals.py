@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from services.refusal import Kind, Refusal
 
@@ -97,3 +97,40 @@ def too_many_sites(limit: int) -> Refusal:
 def too_many_sites_on_record(limit: int) -> Refusal:
     message = f"At most {limit} sites are kept on record, closed ones too. Ask the operator."
     return Refusal(Kind.PRECONDITION, "TOO_MANY_SITES", message, limit=str(limit))
+
+
+def terminal_not_found(name: str) -> Refusal:
+    message = f"There is no terminal {name}, or it is not yours."
+    return Refusal(Kind.NOT_FOUND, "TERMINAL_NOT_FOUND", message, name=name)
+
+
+def terminal_key_taken() -> Refusal:
+    message = "The public key is another terminal's already. Make a new key pair."
+    return Refusal(Kind.ALREADY_EXISTS, "TERMINAL_KEY_TAKEN", message)
+
+
+def too_many_terminals(limit: int) -> Refusal:
+    message = f"At most {limit} terminals may be enrolled. Revoke one that is not used."
+    return Refusal(Kind.PRECONDITION, "TOO_MANY_TERMINALS", message, limit=str(limit))
+
+
+def assertion_invalid() -> Refusal:
+    message = "The assertion is not one this platform takes. Sign one as the contract says."
+    return Refusal(Kind.UNAUTHENTICATED, "ASSERTION_INVALID", message)
+
+
+def assertion_expired(server_time: datetime) -> Refusal:
+    at = server_time.isoformat()
+    message = f"The assertion was not made just now. Set the clock to {at} and sign another."
+    return Refusal(Kind.UNAUTHENTICATED, "ASSERTION_EXPIRED", message, serverTime=at)
+
+
+def assertion_replayed() -> Refusal:
+    message = "The assertion was used before. Sign a new one."
+    return Refusal(Kind.UNAUTHENTICATED, "ASSERTION_REPLAYED", message)
+
+
+def terminal_revoked(name: str, revoke_time: datetime) -> Refusal:
+    at = revoke_time.isoformat()
+    message = f"The terminal was revoked at {at}. Export its journal and upload it as its vendor."
+    return Refusal(Kind.FORBIDDEN, "TERMINAL_REVOKED", message, name=name, revokeTime=at)

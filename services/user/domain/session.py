@@ -57,7 +57,15 @@ def extend(session: Session, *, now: datetime) -> Session:
 def access_claims(
     user: User, session_id: UUID, token_id: UUID, *, now: datetime
 ) -> tuple[dict[str, Any], datetime]:
-    """The claims of an access token issued now, and when it expires.
+    """The claims of a person's access token issued now, and when it expires."""
+    claims, expire_time = token_claims(f"users/{user.user_id}", user.role.value, token_id, now=now)
+    return {**claims, "sid": str(session_id)}, expire_time
+
+
+def token_claims(
+    subject: str, role: str, token_id: UUID, *, now: datetime
+) -> tuple[dict[str, Any], datetime]:
+    """The claims of any access token issued now, and when it expires.
 
     `iat_us` is `iat` in microseconds: a sign-in in the second of a revocation must be told from one before it.
     """
@@ -67,12 +75,11 @@ def access_claims(
     claims = {
         "iss": ISSUER,
         "aud": AUDIENCE,
-        "sub": f"users/{user.user_id}",
-        "roles": [user.role.value],
+        "sub": subject,
+        "roles": [role],
         "iat": (issued - epoch) // timedelta(seconds=1),
         "exp": (expire_time - epoch) // timedelta(seconds=1),
         "iat_us": (now - epoch) // timedelta(microseconds=1),
         "jti": str(token_id),
-        "sid": str(session_id),
     }
     return claims, expire_time

@@ -13,8 +13,10 @@ from services import names
 from services.refusal import Refusal
 from services.rpc import identity
 from services.rpc.server import Context
+from services.user import assertion as assertions
 from services.user.domain import lockout, refusals
 from services.user.domain import session as sessions
+from services.user.domain import terminal as terminals
 from services.user.domain import user as users
 from services.user.domain.session import Session
 from services.user.domain.user import User
@@ -22,6 +24,7 @@ from services.user.handlers.recorder import Recorder
 from services.user.handlers.signing_keys import SigningKeys
 from services.user.passwords import Passwords
 from services.user.store import sessions as session_store
+from services.user.store import terminals as terminal_store
 from services.user.store import users as user_store
 from services.user.store.users import Credential
 from tallystick.user.v1 import auth_service_pb2 as pb
@@ -105,6 +108,45 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
 
         await self._recorder.transact(work)
         return pb.LogoutResponse()
+
+    async def AuthenticateTerminal(
+        self, request: pb.AuthenticateTerminalRequest, context: Context
+    ) -> pb.AuthenticateTerminalResponse:
+        vendor_id, terminal_id = assertions.claimed_by(request.assertion)
+
+        async def work(connection: AsyncConnection) -> pb.AuthenticateTerminalResponse:
+            # The vendor's lock: who is suspended meanwhile has its terminals' tokens revoked after this one is made.
+            vendor = await user_store.lock_user(connection, vendor_id)
+            terminal = await terminal_store.find_terminal(connection, vendor_id, terminal_id)
+            if vendor is None or terminal is None:
+                raise refusals.assertion_invalid()
+            assertion = assertions.verify(request.assertion, terminal.public_key)
+            now = self._recorder.now()
+            terminals.check_assertion_time(assertion.issue_time, assertion.expire_time, now=now)
+            if await terminal_store.is_assertion_used(
+                connection, terminal_id, assertion.assertion_id
+            ):
+                raise refusals.assertion_replayed()
+            terminals.check_may_sign_in(terminal)
+            terminals.check_vendor(vendor)
+            await terminal_store.save_assertion(
+                connection,
+                terminal_id,
+                assertion.assertion_id,
+                expire_time=assertion.expire_time,
+            )
+            claims, expire_time = terminals.access_claims(
+                terminal, self._recorder.new_id(), now=now
+            )
+            answer = pb.AuthenticateTerminalResponse(
+                terminal=terminal.name,
+                access_token=await self._keys.sign(connection, claims, now=now),
+            )
+            answer.access_expire_time.FromDatetime(expire_time)
+            answer.server_time.FromDatetime(now)
+            return answer
+
+        return await self._recorder.transact(work)
 
     async def GetSigningKeys(
         self, request: pb.GetSigningKeysRequest, context: Context
@@ -217,7 +259,10 @@ async def list_revocations(recorder: Recorder) -> list[tuple[str, datetime]]:
     found = await recorder.read(
         lambda connection: session_store.list_revocations(connection, after=after)
     )
-    return [(names.user_name(user_id), revoke_time) for user_id, revoke_time in found]
+    revoked = await recorder.read(
+        lambda connection: terminal_store.list_revoked(connection, after=after)
+    )
+    return [*((names.user_name(user_id), revoke_time) for user_id, revoke_time in found), *revoked]
 
 
 def _token_hash(token: str) -> bytes:

@@ -288,7 +288,9 @@ class UserService(user_service_pb2_grpc.UserServiceServicer):
         await self._recorder.record(
             connection,
             await self._recorder.user_changed(connection, circumstances, change, user),
-            events.tokens_revoked(self._recorder.new_id(), circumstances, user.user_id),
+            events.tokens_revoked(
+                self._recorder.new_id(), circumstances, names.user_name(user.user_id)
+            ),
         )
 
     async def _move(

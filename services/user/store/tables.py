@@ -106,6 +106,34 @@ signing_keys = sa.Table(
     sa.Column("sign_time", sql.Instant, nullable=False),
 )
 
+terminals = sa.Table(
+    "terminals",
+    metadata,
+    sa.Column("vendor_id", sql.Id, primary_key=True),
+    sa.Column("terminal_id", sql.Id, primary_key=True),
+    sa.Column("display_name", sa.String(120), nullable=False),
+    sa.Column("site_id", sql.Id, nullable=False),
+    sa.Column("scope", sa.String(32), nullable=False),
+    sa.Column("public_key", sql.binary(32), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("create_time", sql.Instant, nullable=False),
+    sa.Column("revoke_time", sql.Instant, nullable=True),
+    sa.Column("revoke_reason", sa.String(500), nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Index("terminals_public_key", "public_key", unique=True),
+    sa.Index("terminals_revoke_time", "revoke_time"),
+)
+
+# Assertions that were used, until they would be refused for their age.
+assertions = sa.Table(
+    "assertions",
+    metadata,
+    sa.Column("terminal_id", sql.Id, primary_key=True),
+    sa.Column("assertion_id", sql.Id, primary_key=True),
+    sa.Column("expire_time", sql.Instant, nullable=False),
+    sa.Index("assertions_expire_time", "expire_time"),
+)
+
 requests = sa.Table(
     "requests",
     metadata,

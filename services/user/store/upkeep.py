@@ -8,7 +8,7 @@ from datetime import datetime
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.user.store.tables import attempts, refresh_tokens, revocations, sessions
+from services.user.store.tables import assertions, attempts, refresh_tokens, revocations, sessions
 
 # Rows one transaction removes: locks are held for some milliseconds.
 _ROWS_MAX = 500
@@ -46,6 +46,13 @@ async def delete_revocations(connection: AsyncConnection, *, revoked_before: dat
     """Forget revocations older than every token; how many."""
     return await _delete(
         connection, revocations.c.user_id, revocations.c.revoke_time < revoked_before
+    )
+
+
+async def delete_assertions(connection: AsyncConnection, *, expired_before: datetime) -> int:
+    """Forget assertions that would be refused for their age; how many."""
+    return await _delete(
+        connection, assertions.c.assertion_id, assertions.c.expire_time < expired_before
     )
 
 
