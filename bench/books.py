@@ -19,6 +19,7 @@ from services import names, sql
 from services.payment import audit, store
 from services.payment.domain.ledger import Bucket, WalletKey
 from services.payment.domain.payment import State
+from services.payment.rows import wallet_key
 
 _ROWS_AT_ONCE = 5_000
 _SHOWN_MAX = 10
@@ -229,8 +230,8 @@ async def _payments(engine: AsyncEngine) -> tuple[list[tuple[str, Paid]], list[d
         rows = (await connection.execute(query)).all()
         while rows:
             for row in rows:
-                payer = store.wallet_key(row.payer_wallet).owner_id
-                vendor = store.wallet_key(row.vendor_wallet).owner_id
+                payer = wallet_key(row.payer_wallet).owner_id
+                vendor = wallet_key(row.vendor_wallet).owner_id
                 found.append((str(row.request_id), Paid(payer, vendor, row.amount, row.state)))
                 times.append(row.create_time)
             after = query.where(table.c.payment_id > rows[-1].payment_id)

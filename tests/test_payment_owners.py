@@ -9,6 +9,7 @@ import pytest
 
 from services.payment import store
 from services.payment.domain.ledger import WalletKey
+from services.payment.rows import wallet_id, wallet_key
 from tallystick.access.v1 import access_pb2
 from tallystick.event.v1 import event_pb2
 from tallystick.user.v1 import user_pb2
@@ -32,7 +33,7 @@ def news_of(account, change=event_pb2.UserChanged.CHANGE_APPROVED):
 
 async def known_of(bank, person):
     """(may move money, version of the account) on record; None when there is no wallet."""
-    key = store.wallet_id(WalletKey(person.user_id, "INR"))
+    key = wallet_id(WalletKey(person.user_id, "INR"))
     found = {bytes(row[0]): (bool(row[6]), row[8]) for row in await bank.rows(store.wallets)}
     return found.get(key)
 
@@ -52,7 +53,7 @@ async def test_an_approval_opens_a_wallet_in_every_currency_and_a_suspension_clo
     await publish(bank.redis, news_of(an_account(person.name, state=SUSPENDED, version=2)))
     await learns(bank, person, active=False, version=2)
 
-    wallets = [store.wallet_key(row[0]) for row in await bank.rows(store.wallets)]
+    wallets = [wallet_key(row[0]) for row in await bank.rows(store.wallets)]
     assert wallets == [(person.user_id, "INR"), (person.user_id, "KES")]
     told = [
         (event.subject, event.wallet_changed.active, list(event.audience))

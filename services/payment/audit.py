@@ -20,6 +20,7 @@ from services.payment.domain.ledger import SYSTEM_NAMES, Account, Bucket, Purpos
 from services.payment.domain.payment import MOVES, Channel, FailureReason, State
 from services.payment.domain.reservation import ReservationState
 from services.payment.handlers.request import service_scope
+from services.payment.rows import wallet_id, wallet_key
 from tallystick.event.v1 import event_pb2
 from tallystick.payment.v1 import wallet_pb2
 
@@ -33,14 +34,34 @@ _MOVED_BY_REQUEST = [
     Purpose.REFUND,
     Purpose.RESERVE,
 ]
-# What may have moved for a payment in a state, refunds and rests of reservations aside; purposes in ascending order.
-_TRANSFERS_OF_STATE: dict[State, list[list[int]]] = {
-    State.PENDING: [[]],
-    State.PROCESSING: [[]],
-    State.SUCCESS: [[Purpose.PAYMENT], [Purpose.HOLD, Purpose.HOLD_CAPTURE]],
-    State.FAILED: [[], [Purpose.HOLD, Purpose.HOLD_RELEASE]],
-    State.FLAGGED: [[Purpose.HOLD]],
+# What may have moved for a payment in a state, refunds and rests of reservations aside: purpose, account it left and
+# account it went to, in the order of purposes. Source of the money: the online balance, or what was reserved.
+_ONLINE, _OFFLINE, _RESERVED, _HELD = Bucket
+_PAID_ONLINE = (Purpose.PAYMENT, _ONLINE, _ONLINE)
+_HELD_ONLINE = (Purpose.HOLD, _ONLINE, _HELD)
+_PAID_OFFLINE = (Purpose.PAYMENT, _RESERVED, _ONLINE)
+_HELD_OFFLINE = (Purpose.HOLD, _RESERVED, _HELD)
+_CAPTURED = (Purpose.HOLD_CAPTURE, _HELD, _ONLINE)
+_Moves = list[list[tuple[int, int, int]]]
+_MOVES_OF_STATE: dict[Channel, dict[State, _Moves]] = {
+    Channel.ONLINE: {
+        State.PENDING: [[]],
+        State.PROCESSING: [[]],
+        State.SUCCESS: [[_PAID_ONLINE], [_HELD_ONLINE, _CAPTURED]],
+        State.FAILED: [[], [_HELD_ONLINE, (Purpose.HOLD_RELEASE, _HELD, _ONLINE)]],
+        State.FLAGGED: [[_HELD_ONLINE]],
+    },
+    # It is committed with its outcome, and fails by review alone.
+    Channel.OFFLINE: {
+        State.PENDING: [],
+        State.PROCESSING: [],
+        State.SUCCESS: [[_PAID_OFFLINE], [_HELD_OFFLINE, _CAPTURED]],
+        State.FAILED: [[_HELD_OFFLINE, (Purpose.HOLD_RELEASE, _HELD, _OFFLINE)]],
+        State.FLAGGED: [[_HELD_OFFLINE]],
+    },
 }
+_RETURNED = (_RESERVED, _OFFLINE)
+_REFUNDED = (_ONLINE, _ONLINE)
 _STATE_OF_FACT = {
     "payment_created": State.PENDING,
     "payment_processing": State.PROCESSING,
@@ -100,7 +121,7 @@ async def _sums_to_zero(connection: AsyncConnection) -> Finding:
     count = 0
     query = sa.select(store.wallets.c.wallet_id, *_BALANCES.values())
     for row in await connection.execute(query):
-        currency_code = store.wallet_key(row.wallet_id).currency_code
+        currency_code = wallet_key(row.wallet_id).currency_code
         sums[currency_code] = sums.get(currency_code, 0) + sum(row[1:])
         count += 1
     broken = (f"{code}: all balances sum to {total}" for code, total in sums.items() if total)
@@ -114,7 +135,7 @@ async def _not_below_zero(connection: AsyncConnection) -> Finding:
     query = sa.select(wallets).order_by(wallets.c.wallet_id).where(below)
     broken = None
     for row in await connection.execute(query):
-        key = store.wallet_key(row.wallet_id)
+        key = wallet_key(row.wallet_id)
         if key.owner_id not in SYSTEM_NAMES:
             broken = f"{names.wallet_name(*key)}: {list(row[1:5])}"
             break
@@ -161,7 +182,7 @@ def _first_difference(
     for wallet, bucket in sorted(stored.keys() | folded.keys()):
         found, expected = stored.get((wallet, bucket), 0), folded.get((wallet, bucket), 0)
         if found != expected:
-            account = wire.account_name(Account(store.wallet_key(wallet), Bucket(bucket)))
+            account = wire.account_name(Account(wallet_key(wallet), Bucket(bucket)))
             return f"{account}: balance {found}, {source} say {expected}"
     return None
 
@@ -214,40 +235,44 @@ def _asker(payment: Any) -> bytes:
 
 
 async def _reservations_settle_once(connection: AsyncConnection) -> Finding:
-    law = "5. One code settles at most once: a settled reservation has one payment, and a payment one reservation."
+    law = "5. One code settles at most once: every settled reservation has one payment, and it the reservation."
     reservations, payments = store.reservations, store.payments
     count = 0
     async for batch in _batches(connection, reservations, reservations.c.reservation_id):
         count += len(batch)
-        query = sa.select(payments).where(
-            payments.c.reservation_id.between(batch[0].reservation_id, batch[-1].reservation_id)
-        )
-        paid: dict[UUID, list[Any]] = {}
-        for row in await connection.execute(query):
-            paid.setdefault(row.reservation_id, []).append(row)
+        settled_by = [row.payment_id for row in batch if row.payment_id]
+        query = sa.select(payments).where(payments.c.payment_id.in_(settled_by))
+        paid = {row.payment_id: row for row in await connection.execute(query)}
         for row in batch:
-            broken = _wrongly_settled(row, paid.pop(row.reservation_id, []))
+            broken = _wrongly_settled(row, paid.get(row.payment_id))
             if broken:
                 return Finding(law, count, broken)
-        for reservation_id in paid:
-            return Finding(
-                law, count, f"reservations/{reservation_id}: paid from, not in the table"
-            )
+    offline = sa.select(payments).where(payments.c.channel == int(Channel.OFFLINE))
+    async for batch in _batches(connection, payments, payments.c.payment_id, offline):
+        ids = [row.reservation_id for row in batch]
+        query = sa.select(reservations).where(reservations.c.reservation_id.in_(ids))
+        behind = {row.reservation_id: row for row in await connection.execute(query)}
+        for row in batch:
+            count += 1
+            reservation = behind.get(row.reservation_id)
+            if reservation is None or reservation.payment_id != row.payment_id:
+                name = f"payments/{row.payment_id}"
+                return Finding(law, count, f"{name}: reservations/{row.reservation_id} is not its")
     return Finding(law, count, None)
 
 
-def _wrongly_settled(reservation: Any, paid: list[Any]) -> str | None:
-    name = f"reservations/{reservation.reservation_id}"
-    settled = reservation.state == ReservationState.SETTLED
-    if len(paid) != settled:
-        return f"{name}: {ReservationState(reservation.state).name}, {len(paid)} payments"
-    for payment in paid:
-        if payment.payment_id != reservation.payment_id:
-            return f"{name}: settled by payments/{reservation.payment_id}, paid payments/{payment.payment_id}"
-        if payment.amount > reservation.amount or bytes(payment.payer_wallet) != bytes(
-            reservation.wallet_id
-        ):
-            return f"{name} of {reservation.amount}: payments/{payment.payment_id} is not covered by it"
+def _wrongly_settled(reservation: Any, payment: Any) -> str | None:
+    state = ReservationState(reservation.state)
+    name = f"reservations/{reservation.reservation_id}, {state.name}"
+    if (state is ReservationState.SETTLED) != (reservation.payment_id is not None):
+        return f"{name}: settled by {reservation.payment_id}"
+    if state is not ReservationState.SETTLED:
+        return None
+    if payment is None or payment.reservation_id != reservation.reservation_id:
+        return f"{name}: payments/{reservation.payment_id} is not paid from it"
+    owner, payer = bytes(reservation.wallet_id), bytes(payment.payer_wallet)
+    if payment.amount > reservation.amount or payer != owner:
+        return f"{name}, {reservation.amount}: does not cover payments/{payment.payment_id}"
     return None
 
 
@@ -289,12 +314,12 @@ async def _holds_resolved_once(connection: AsyncConnection) -> Finding:
     count = 0
     async for batch in _batches(connection, store.payments, store.payments.c.payment_id):
         count += len(batch)
-        query = sa.select(transfers.c.payment_id, transfers.c.purpose, transfers.c.amount).where(
+        query = sa.select(transfers).where(
             transfers.c.payment_id.between(batch[0].payment_id, batch[-1].payment_id)
         )
-        moved: dict[UUID, list[tuple[int, int]]] = {}
+        moved: dict[UUID, list[Any]] = {}
         for row in await connection.execute(query):
-            moved.setdefault(row.payment_id, []).append((row.purpose, row.amount))
+            moved.setdefault(row.payment_id, []).append(row)
         for row in batch:
             broken = _wrong_transfers(row, moved.get(row.payment_id, []))
             if broken:
@@ -307,26 +332,35 @@ async def _holds_resolved_once(connection: AsyncConnection) -> Finding:
     return Finding(law, count, _first_difference(stored, held, "flagged payments"))
 
 
-def _wrong_transfers(payment: Any, moved: list[tuple[int, int]]) -> str | None:
-    refunds = [amount for purpose, amount in moved if purpose == Purpose.REFUND]
-    # What was left of a reservation is what law 6 needs to have gone back; here only that it went once.
-    rests = [amount for purpose, amount in moved if purpose == Purpose.RELEASE]
-    own = [each for each in moved if each[0] not in {Purpose.REFUND, Purpose.RELEASE}]
-    settled = sorted(purpose for purpose, _ in own)
-    whole = all(amount == payment.amount for _, amount in own)
-    if len(rests) > (payment.channel == Channel.OFFLINE):
-        return f"payments/{payment.payment_id}: {len(rests)} rests of a reservation went back"
-    if (
-        settled not in _TRANSFERS_OF_STATE[State(payment.state)]
-        or not whole
-        or sum(refunds) != payment.refunded
-    ):
-        shown = [(Purpose(purpose).name, amount) for purpose, amount in moved]
-        return (
-            f"payments/{payment.payment_id}: {State(payment.state).name} of {payment.amount},"
-            f" refunded {payment.refunded}, moved by {shown}"
-        )
-    return None
+def _wrong_transfers(payment: Any, moved: list[Any]) -> str | None:
+    own: list[Any] = []
+    refunds: list[Any] = []
+    rests: list[Any] = []
+    for each in moved:
+        kind = {Purpose.REFUND: refunds, Purpose.RELEASE: rests}.get(each.purpose, own)
+        kind.append(each)
+    offline = payment.channel == Channel.OFFLINE
+    settled = sorted((each.purpose, each.debit_bucket, each.credit_bucket) for each in own)
+    right = (
+        settled in _MOVES_OF_STATE[Channel(payment.channel)][State(payment.state)]
+        and all(each.amount == payment.amount for each in own)
+        and sum(each.amount for each in refunds) == payment.refunded
+        and {(each.debit_bucket, each.credit_bucket) for each in refunds} <= {_REFUNDED}
+        # How much of a reservation was left is law 6's; here, that it went back once.
+        and len(rests) <= offline
+        and {(each.debit_bucket, each.credit_bucket) for each in rests} <= {_RETURNED}
+    )
+    if right:
+        return None
+    shown = [
+        f"{Purpose(each.purpose).name} {each.amount} {Bucket(each.debit_bucket).name}"
+        f"->{Bucket(each.credit_bucket).name}"
+        for each in moved
+    ]
+    return (
+        f"payments/{payment.payment_id}: {Channel(payment.channel).name} {State(payment.state).name}"
+        f" of {payment.amount}, refunded {payment.refunded}, moved by {shown}"
+    )
 
 
 async def _log_rebuilds(connection: AsyncConnection) -> Finding:
@@ -384,14 +418,18 @@ def _fold(
 
 def _account(name: str) -> tuple[bytes, int]:
     wallet, bucket = wire.account(name)
-    return store.wallet_id(wallet), int(bucket)
+    return wallet_id(wallet), int(bucket)
 
 
 async def _batches(
-    connection: AsyncConnection, table: sa.Table, key: sa.Column[Any]
+    connection: AsyncConnection,
+    table: sa.Table,
+    key: sa.Column[Any],
+    wanted: sa.Select[Any] | None = None,
 ) -> AsyncIterator[Sequence[Any]]:
     # By key, not by a server-side cursor: other statements run on this connection in between.
-    query = sa.select(table).order_by(key).limit(_ROWS_AT_ONCE)
+    every = sa.select(table) if wanted is None else wanted
+    query = every.order_by(key).limit(_ROWS_AT_ONCE)
     rows = (await connection.execute(query)).all()
     while rows:
         yield rows

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -15,36 +12,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services import event_log as event_logs
 from services import sql
-from services.payment.domain.book import (
-    Answered,
-    Book,
-    Moved,
-    Outcome,
-    Policy,
-    Refunded,
-    Resolved,
-    Task,
+from services.payment.domain.book import Answered, Book, Policy, Task
+from services.payment.domain.ledger import Ledger, Transfer, Wallet, WalletKey
+from services.payment.domain.payment import Payment
+from services.payment.domain.reservation import Reservation
+from services.payment.rows import (
+    outcome_of,
+    payment_of,
+    payment_row,
+    request_row,
+    reservation_of,
+    reservation_row,
+    transfer_of,
+    transfer_row,
+    wallet_id,
+    wallet_of,
+    wallet_row,
 )
-from services.payment.domain.ledger import (
-    SYSTEM_NAMES,
-    Account,
-    Bucket,
-    Ledger,
-    Purpose,
-    Transfer,
-    Wallet,
-    WalletKey,
-)
-from services.payment.domain.payment import (
-    Channel,
-    Decision,
-    FailureReason,
-    Payment,
-    Position,
-    Risk,
-    State,
-)
-from services.payment.domain.reservation import Reservation, ReservationState
 
 metadata = sa.MetaData()
 
@@ -131,6 +115,7 @@ reservations = sa.Table(
     sa.Column("amount", sa.BigInteger, nullable=False),
     sa.Column("state", sa.SmallInteger, nullable=False),
     sa.Column("payment_id", sql.Id),
+    sa.Column("create_time", sql.Instant, nullable=False),
     sa.Column("update_time", sql.Instant, nullable=False),
     sa.CheckConstraint("amount > 0", name="reservations_amount_above_zero"),
     sa.Index("reservations_by_wallet", "wallet_id", "state"),
@@ -168,20 +153,6 @@ _PAYMENT_CHANGES = (
     "risk_reasons",
     "update_time",
 )
-# online, offline, reserved, held, update time in microseconds.
-_MOVED = struct.Struct(">5q")
-# What had been refunded once this refund, or this end of a review, was done; update time in microseconds.
-_REFUNDED = struct.Struct(">2q")
-
-
-def wallet_id(key: WalletKey) -> bytes:
-    """The 19 bytes a wallet is stored under."""
-    return key.owner_id.bytes + key.currency_code.encode()
-
-
-def wallet_key(stored: bytes) -> WalletKey:
-    """Whose wallet 19 bytes are."""
-    return WalletKey(UUID(bytes=bytes(stored[:16])), stored[16:].decode())
 
 
 async def open_book(
@@ -213,7 +184,7 @@ async def lock_wallets(
         .order_by(wallets.c.wallet_id)
         .with_for_update()
     )
-    found = (_wallet(row) for row in await connection.execute(query))
+    found = (wallet_of(row) for row in await connection.execute(query))
     return {wallet.key: wallet for wallet in found}
 
 
@@ -223,7 +194,7 @@ async def read_wallets(
     """The wallets there are of these, as they stand, unlocked."""
     ids = [wallet_id(key) for key in keys]
     rows = await connection.execute(sa.select(wallets).where(wallets.c.wallet_id.in_(ids)))
-    return {wallet.key: wallet for wallet in map(_wallet, rows)}
+    return {wallet.key: wallet for wallet in map(wallet_of, rows)}
 
 
 async def read_wallet(connection: AsyncConnection, key: WalletKey) -> Wallet | None:
@@ -236,7 +207,7 @@ async def read_payments(
 ) -> dict[UUID, Payment]:
     """The payments there are of these."""
     query = sa.select(payments).where(payments.c.payment_id.in_(list(payment_ids)))
-    return {row.payment_id: _payment(row) for row in await connection.execute(query)}
+    return {row.payment_id: payment_of(row) for row in await connection.execute(query)}
 
 
 async def read_reservations(
@@ -246,17 +217,7 @@ async def read_reservations(
     if not reservation_ids:
         return {}
     query = sa.select(reservations).where(reservations.c.reservation_id.in_(list(reservation_ids)))
-    return {
-        row.reservation_id: Reservation(
-            row.reservation_id,
-            wallet_key(row.wallet_id),
-            row.amount,
-            ReservationState(row.state),
-            row.payment_id,
-            row.update_time,
-        )
-        for row in await connection.execute(query)
-    }
+    return {row.reservation_id: reservation_of(row) for row in await connection.execute(query)}
 
 
 async def find_payment_of_request(connection: AsyncConnection, request_key: bytes) -> UUID | None:
@@ -326,21 +287,21 @@ async def due_tasks(
         .order_by(payment_tasks.c.payment_id)
         .limit(limit)
     )
-    return [_payment(row) for row in await connection.execute(query)]
+    return [payment_of(row) for row in await connection.execute(query)]
 
 
 async def save(connection: AsyncConnection, book: Book, *, now: datetime) -> None:
     """Write what a book decided; its facts are the caller's to record. Nothing decided writes nothing."""
     if book.new_requests:
-        rows = [_request_row(key, answered) for key, answered in book.new_requests.items()]
+        rows = [request_row(key, answered) for key, answered in book.new_requests.items()]
         await connection.execute(sa.insert(requests), rows)
     if book.new_payments:
-        rows = [_payment_row(book.payments[payment_id]) for payment_id in book.new_payments]
+        rows = [payment_row(book.payments[payment_id]) for payment_id in book.new_payments]
         await connection.execute(sa.insert(payments), rows)
     for payment_id in book.changed_payments:
         await connection.execute(_payment_update(book.payments[payment_id]))
     if book.ledger.transfers:
-        rows = [_transfer_row(transfer) for transfer in book.ledger.transfers]
+        rows = [transfer_row(transfer) for transfer in book.ledger.transfers]
         await connection.execute(sa.insert(transfers), rows)
     await _save_reservations(connection, book)
     if book.new_tasks:
@@ -355,21 +316,21 @@ async def save(connection: AsyncConnection, book: Book, *, now: datetime) -> Non
         )
         await connection.execute(done)
     if book.new_wallets:
-        rows = [_wallet_row(book.ledger.wallets[key]) for key in sorted(book.new_wallets)]
+        rows = [wallet_row(book.ledger.wallets[key]) for key in sorted(book.new_wallets)]
         await connection.execute(sa.insert(wallets), rows)
     changed = sorted(book.ledger.changed - book.new_wallets)
     if changed:
-        rows = [_wallet_row(book.ledger.wallets[key]) for key in changed]
+        rows = [wallet_row(book.ledger.wallets[key]) for key in changed]
         await connection.execute(_upsert(wallets, connection.dialect.name), rows)
 
 
 async def _save_reservations(connection: AsyncConnection, book: Book) -> None:
     if book.new_reservations:
-        rows = [_reservation_row(book.reservations[made]) for made in sorted(book.new_reservations)]
+        rows = [reservation_row(book.reservations[made]) for made in sorted(book.new_reservations)]
         await connection.execute(sa.insert(reservations), rows)
     if book.changed_reservations:
         ended = sorted(book.changed_reservations)
-        rows = [_reservation_row(book.reservations[each]) for each in ended]
+        rows = [reservation_row(book.reservations[each]) for each in ended]
         await connection.execute(_upsert(reservations, connection.dialect.name), rows)
 
 
@@ -385,19 +346,8 @@ def _upsert(table: sa.Table, dialect: str) -> sa.Insert:
     return statement.on_duplicate_key_update({name: statement.inserted[name] for name in columns})
 
 
-def _reservation_row(reservation: Reservation) -> dict[str, Any]:
-    return {
-        "reservation_id": reservation.reservation_id,
-        "wallet_id": wallet_id(reservation.wallet),
-        "amount": reservation.amount,
-        "state": int(reservation.state),
-        "payment_id": reservation.payment_id,
-        "update_time": reservation.update_time,
-    }
-
-
 def _payment_update(payment: Payment) -> sa.Update:
-    row = _payment_row(payment)
+    row = payment_row(payment)
     return (
         sa.update(payments)
         .where(payments.c.payment_id == payment.payment_id)
@@ -417,7 +367,7 @@ async def _read_requests(
     found = await read_payments(connection, {row.payment_id for row in rows if row.payment_id})
     moved = await _read_transfers(connection, {row.transfer_id for row in rows if row.transfer_id})
     answered = {
-        bytes(row.request_key): Answered(bytes(row.body_hash), _outcome(row, found, moved))
+        bytes(row.request_key): Answered(bytes(row.body_hash), outcome_of(row, found, moved))
         for row in rows
     }
     return answered, found
@@ -429,164 +379,4 @@ async def _read_transfers(
     if not transfer_ids:
         return {}
     query = sa.select(transfers).where(transfers.c.transfer_id.in_(list(transfer_ids)))
-    return {row.transfer_id: _transfer(row) for row in await connection.execute(query)}
-
-
-def _outcome(row: Any, found: dict[UUID, Payment], moved: dict[UUID, Transfer]) -> Outcome:
-    if row.snapshot is None:
-        return found[row.payment_id]
-    if row.payment_id is None:
-        transfer = moved[row.transfer_id]
-        *balances, update_micros = _MOVED.unpack(row.snapshot)
-        system = transfer.debit.wallet.owner_id in SYSTEM_NAMES
-        key = transfer.credit.wallet if system else transfer.debit.wallet
-        wallet = Wallet(
-            key,
-            list(balances),
-            active=True,
-            is_vendor=False,
-            owner_version=0,
-            update_time=sql.instant(update_micros),
-        )
-        return Moved(wallet, transfer)
-    refunded, update_micros = _REFUNDED.unpack(row.snapshot)
-    updated = sql.instant(update_micros)
-    payment = replace(found[row.payment_id], refunded=refunded, update_time=updated)
-    return (
-        Resolved(payment) if row.transfer_id is None else Refunded(payment, moved[row.transfer_id])
-    )
-
-
-def _request_row(key: bytes, answered: Answered) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "request_key": key,
-        "body_hash": answered.body_hash,
-        "payment_id": None,
-        "transfer_id": None,
-        "snapshot": None,
-    }
-    outcome = answered.outcome
-    if isinstance(outcome, Payment):
-        row["payment_id"] = outcome.payment_id
-    elif isinstance(outcome, Moved):
-        row["transfer_id"] = outcome.transfer.transfer_id
-        updated = sql.micros(outcome.wallet.update_time)
-        row["snapshot"] = _MOVED.pack(*outcome.wallet.balances, updated)
-    elif isinstance(outcome, Refunded | Resolved):
-        row["payment_id"] = outcome.payment.payment_id
-        if isinstance(outcome, Refunded):
-            row["transfer_id"] = outcome.transfer.transfer_id
-        updated = sql.micros(outcome.payment.update_time)
-        row["snapshot"] = _REFUNDED.pack(outcome.payment.refunded, updated)
-    return row
-
-
-def _wallet_row(wallet: Wallet) -> dict[str, Any]:
-    online, offline, reserved, held = wallet.balances
-    return {
-        "wallet_id": wallet_id(wallet.key),
-        "online": online,
-        "offline": offline,
-        "reserved": reserved,
-        "held": held,
-        "is_system": int(wallet.key.owner_id in SYSTEM_NAMES),
-        "active": int(wallet.active),
-        "is_vendor": int(wallet.is_vendor),
-        "owner_version": wallet.owner_version,
-        "update_time": wallet.update_time,
-    }
-
-
-def _wallet(row: Any) -> Wallet:
-    return Wallet(
-        wallet_key(row.wallet_id),
-        [row.online, row.offline, row.reserved, row.held],
-        bool(row.active),
-        bool(row.is_vendor),
-        row.owner_version,
-        row.update_time,
-    )
-
-
-def _transfer_row(transfer: Transfer) -> dict[str, Any]:
-    return {
-        "transfer_id": transfer.transfer_id,
-        "debit_wallet": wallet_id(transfer.debit.wallet),
-        "debit_bucket": int(transfer.debit.bucket),
-        "credit_wallet": wallet_id(transfer.credit.wallet),
-        "credit_bucket": int(transfer.credit.bucket),
-        "amount": transfer.amount,
-        "purpose": int(transfer.purpose),
-        "payment_id": transfer.payment_id,
-        "reference": transfer.reference,
-        "create_time": transfer.create_time,
-    }
-
-
-def _transfer(row: Any) -> Transfer:
-    return Transfer(
-        row.transfer_id,
-        Account(wallet_key(row.debit_wallet), Bucket(row.debit_bucket)),
-        Account(wallet_key(row.credit_wallet), Bucket(row.credit_bucket)),
-        row.amount,
-        Purpose(row.purpose),
-        row.payment_id,
-        row.reference,
-        row.create_time,
-    )
-
-
-def _payment_row(payment: Payment) -> dict[str, Any]:
-    position = payment.position
-    return {
-        "payment_id": payment.payment_id,
-        "payer_wallet": wallet_id(payment.payer),
-        "vendor_wallet": wallet_id(payment.vendor),
-        "site_id": payment.site_id,
-        "amount": payment.amount,
-        "refunded": payment.refunded,
-        "state": int(payment.state),
-        "failure_reason": int(payment.failure_reason),
-        "risk_decision": int(payment.risk.decision),
-        "risk_score": payment.risk.score,
-        "risk_reasons": ",".join(payment.risk.reasons),
-        "latitude": None if position is None else position.latitude,
-        "longitude": None if position is None else position.longitude,
-        "accuracy_meters": None if position is None else position.accuracy_meters,
-        "mocked": None if position is None else int(position.mocked),
-        "reference": payment.reference,
-        "request_id": payment.request_id,
-        "create_time": payment.create_time,
-        "update_time": payment.update_time,
-        "channel": int(payment.channel),
-        "terminal_id": payment.terminal_id,
-        "reservation_id": payment.reservation_id,
-        "spend_time": payment.spend_time,
-    }
-
-
-def _payment(row: Any) -> Payment:
-    position = None
-    if row.latitude is not None:
-        position = Position(row.latitude, row.longitude, row.accuracy_meters, bool(row.mocked))
-    reasons = tuple(row.risk_reasons.split(",")) if row.risk_reasons else ()
-    return Payment(
-        payment_id=row.payment_id,
-        payer=wallet_key(row.payer_wallet),
-        vendor_id=wallet_key(row.vendor_wallet).owner_id,
-        site_id=row.site_id,
-        amount=row.amount,
-        refunded=row.refunded,
-        state=State(row.state),
-        failure_reason=FailureReason(row.failure_reason),
-        risk=Risk(Decision(row.risk_decision), row.risk_score, reasons),
-        position=position,
-        reference=row.reference,
-        request_id=row.request_id,
-        create_time=row.create_time,
-        update_time=row.update_time,
-        channel=Channel(row.channel),
-        terminal_id=row.terminal_id,
-        reservation_id=row.reservation_id,
-        spend_time=row.spend_time,
-    )
+    return {row.transfer_id: transfer_of(row) for row in await connection.execute(query)}

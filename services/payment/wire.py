@@ -46,6 +46,11 @@ def timestamp(value: datetime) -> Timestamp:
     return Timestamp(seconds=seconds, nanos=rest * 1000)
 
 
+def instant(message: Timestamp) -> datetime:
+    """When a Timestamp is, to the microsecond; its seconds are a time the contract has checked."""
+    return sql.instant(message.seconds * _MICROS_PER_SECOND + message.nanos // 1000)
+
+
 def wallet_key(name: str) -> WalletKey:
     """The key behind `users/{uuid}/wallets/{currency}`, a name the contract has checked."""
     _, user, _, currency_code = name.split("/")
@@ -107,7 +112,7 @@ def payment_message(payment: Payment) -> payment_pb2.Payment:
         occur_time=timestamp(payment.occur_time),
     )
     if payment.terminal_id is not None:
-        message.terminal = f"{vendor}/terminals/{payment.terminal_id}"
+        message.terminal = names.terminal_name(payment.vendor_id, payment.terminal_id)
     if payment.position is not None:
         message.position.latitude = payment.position.latitude
         message.position.longitude = payment.position.longitude

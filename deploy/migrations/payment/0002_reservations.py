@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("amount", sa.BigInteger, nullable=False),
         sa.Column("state", sa.SmallInteger, nullable=False),
         sa.Column("payment_id", sql.Id),
+        sa.Column("create_time", sql.Instant, nullable=False),
         sa.Column("update_time", sql.Instant, nullable=False),
         sa.CheckConstraint("amount > 0", name="reservations_amount_above_zero"),
     )

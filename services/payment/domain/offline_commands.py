@@ -94,7 +94,9 @@ class ReserveFunds:
         book.facts.append(FundsMoved(self.wallet, transfer, ACTOR))
         for reservation_id, amount in self.amounts:
             book.reserve(
-                Reservation(reservation_id, self.wallet, amount, ReservationState.LIVE, None, now)
+                Reservation(
+                    reservation_id, self.wallet, amount, ReservationState.LIVE, None, now, now
+                )
             )
         outcome = Moved(replace(wallet, balances=list(wallet.balances)), transfer)
         book.answer(self.request, outcome)
@@ -134,8 +136,8 @@ class SettleOffline:
         return (self.payer, self.vendor)
 
     def payments(self) -> Sequence[UUID]:
-        """None: a replay's is read with the request."""
-        return ()
+        """The one to be made, to see that it is new."""
+        return (self.payment_id,)
 
     def reservations(self) -> Sequence[UUID]:
         """The one behind the code."""
@@ -150,19 +152,13 @@ class SettleOffline:
         """
         reservation = book.reservations[self.reservation_id]
         earlier = book.requests.get(self.request.key)
-        if earlier is not None:
-            if earlier.body_hash != self.request.body_hash:
+        payment = book.payments.get(self.payment_id)
+        if earlier is not None or payment is not None:
+            if earlier is None or payment is None or earlier.body_hash != self.request.body_hash:
                 raise refusals.payment_exists(names.payment_name(self.payment_id))
-            assert isinstance(earlier.outcome, Payment)
-            payment = book.payments[earlier.outcome.payment_id]
             return SettledOffline(payment, reservation.amount - payment.amount)
         self._check(book, reservation)
-        vendor_active = book.ledger.wallets[self.vendor].active
-        held_for = self._held_for(book, vendor_active=vendor_active)
-        risk = self.risk
-        if held_for:
-            others = tuple(reason for reason in risk.reasons if reason not in held_for)
-            risk = Risk(Decision.REVIEW, risk.score, held_for + others)
+        risk = self._judged(vendor_active=book.ledger.wallets[self.vendor].active)
         payment = Payment(
             payment_id=self.payment_id,
             payer=self.payer,
@@ -185,7 +181,7 @@ class SettleOffline:
         )
         book.record(payment, ACTOR)
         payment = book.move(payment, State.PROCESSING, actor=PLATFORM, now=now, risk=risk)
-        hold = bool(held_for) or not self._passes(book, risk)
+        hold = not self._passes(book, risk)
         if risk.decision is Decision.DEGRADED and not hold:
             book.new_tasks.append((self.payment_id, Task.ASSESS))
         payment = book.move(
@@ -226,9 +222,19 @@ class SettleOffline:
         if book.ledger.room(Account(self.vendor, Bucket.ONLINE)) < self.amount.minor_units:
             raise refusals.balance_over_limit(balance_max(self.payer))
 
-    def _held_for(self, book: Book, *, vendor_active: bool) -> tuple[str, ...]:
-        found = (self.hold_reason,) if self.hold_reason else ()
-        return found if vendor_active else (*found, "VENDOR_NOT_ACTIVE")
+    def _judged(self, *, vendor_active: bool) -> Risk:
+        # What the fraud check said, and before it what else holds the money.
+        reasons = [self.hold_reason] if self.hold_reason else []
+        if not vendor_active:
+            reasons.append("VENDOR_NOT_ACTIVE")
+        if not reasons:
+            return self.risk
+        declined = self.risk.decision is Decision.DECLINE
+        return Risk(
+            Decision.DECLINE if declined else Decision.REVIEW,
+            self.risk.score,
+            tuple(dict.fromkeys((*reasons, *self.risk.reasons))),
+        )
 
     def _passes(self, book: Book, risk: Risk) -> bool:
         if risk.decision is Decision.DEGRADED:

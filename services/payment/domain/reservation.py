@@ -28,6 +28,7 @@ class Reservation:
         amount: Minor units.
         state: Where the money is: reserved, with a payment, or back.
         payment_id: What settled it.
+        create_time: When the money was set aside.
         update_time: When it got its state.
     """
 
@@ -36,4 +37,5 @@ class Reservation:
     amount: int
     state: ReservationState
     payment_id: UUID | None
+    create_time: datetime
     update_time: datetime

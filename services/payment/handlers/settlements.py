@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC
 from typing import Any
 from uuid import UUID
 
@@ -14,7 +13,7 @@ from services import names, sql
 from services.money import Money
 from services.payment import store, wire
 from services.payment.domain import offline_commands, refusals
-from services.payment.domain.book import Moved, Request, Resolved, SettledOffline
+from services.payment.domain.book import Moved, Resolved, SettledOffline
 from services.payment.domain.commands import ResolveHold
 from services.payment.domain.ledger import WalletKey
 from services.payment.domain.reservation import Reservation, ReservationState
@@ -141,9 +140,8 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         self, who: Caller, item: pb.OfflinePayment, payer: WalletKey
     ) -> offline_commands.SettleOffline:
         payment_id = names.last_id(item.payment)
-        body = once(who, str(payment_id), item)
         return offline_commands.SettleOffline(
-            request=Request(body.key, body.body_hash, str(payment_id)),
+            request=once(who, str(payment_id), item),
             payment_id=payment_id,
             transfer_id=self._ledger.new_id(),
             release_id=self._ledger.new_id(),
@@ -153,7 +151,7 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
             terminal_id=names.last_id(item.terminal),
             site_id=names.last_id(item.site) if item.site else None,
             amount=Money(item.amount.minor_units, item.amount.currency_code),
-            spend_time=item.occur_time.ToDatetime(UTC),
+            spend_time=wire.instant(item.occur_time),
             position=wire.position(item.position) if item.HasField("position") else None,
             reference=item.reference,
             hold_reason=item.hold_reason,
@@ -188,7 +186,7 @@ def _facts(
         site=item.site,
         amount=item.amount,
         position=item.position if item.HasField("position") else None,
-        occur_time=item.occur_time,
+        occur_time=wire.timestamp(command.spend_time),
         offline=True,
         code_age=item.code_age if item.HasField("code_age") else None,
         device=item.device,

@@ -33,7 +33,7 @@ from tallystick.type.v1 import money_pb2 as tallystick_dot_type_dot_v1_dot_money
 from tallystick.type.v1 import position_pb2 as tallystick_dot_type_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.tallystick/payment/v1/settlement_service.proto\x12\x15tallystick.payment.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\x1a#tallystick/payment/v1/payment.proto\x1a+tallystick/payment/v1/payment_service.proto\x1a\"tallystick/payment/v1/wallet.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"\x88\x03\n\x12ResolveHoldRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12L\n\x07payment\x18\x02 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12P\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0e\x32\x32.tallystick.payment.v1.ResolveHoldRequest.DecisionB\n\xbaH\x07\x82\x01\x04\x18\x01\x18\x02\x12G\n\x05\x61\x63tor\x18\x04 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1a\n\x06reason\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"O\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_APPROVE\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_REJECT\x10\x02\"F\n\x13ResolveHoldResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\xd7\x01\n\x13ReserveFundsRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12Y\n\x06wallet\x18\x02 \x01(\tBI\xbaHFrD2B^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/wallets/[A-Z]{3}$\x12G\n\x0creservations\x18\x03 \x03(\x0b\x32%.tallystick.payment.v1.NewReservationB\n\xbaH\x07\x92\x01\x04\x08\x01\x10\x32\"\x85\x01\n\x0eNewReservation\x12M\n\x04name\x18\x01 \x01(\tB?\xbaH<r:28^reservations/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12$\n\x0bminor_units\x18\x02 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x18\x80\xc0\xca\xf3\x84\xa3\x02 \x00\"x\n\x14ReserveFundsResponse\x12-\n\x06wallet\x18\x01 \x01(\x0b\x32\x1d.tallystick.payment.v1.Wallet\x12\x31\n\x08transfer\x18\x02 \x01(\x0b\x32\x1f.tallystick.payment.v1.Transfer\"^\n\x14SettleOfflineRequest\x12\x46\n\x05items\x18\x01 \x03(\x0b\x32%.tallystick.payment.v1.OfflinePaymentB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xf4\x03\"\x03\xd8\x01\x03\"\x80\x06\n\x0eOfflinePayment\x12L\n\x07payment\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12T\n\x0breservation\x18\x02 \x01(\tB?\xbaH<r:28^reservations/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12H\n\x06vendor\x18\x03 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12~\n\x08terminal\x18\x04 \x01(\tBl\xbaHirg2e^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/terminals/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x0c\n\x04site\x18\x05 \x01(\t\x12{\n\x06\x61mount\x18\x06 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyBP\xbaHM\xba\x01G\n\x0f\x61mount.positive\x12\x1eminor_units must be above zero\x1a\x14this.minor_units > 0\xc8\x01\x01\x12\x36\n\noccur_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x08position\x18\x08 \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12\x1b\n\treference\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x8c\x01\x12*\n\x0bhold_reason\x18\n \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[A-Z_]{0,40}$\x12+\n\x08\x63ode_age\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x06\x64\x65vice\x18\x0c \x01(\tB\x07\xbaH\x04r\x02\x18@\"N\n\x15SettleOfflineResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.tallystick.payment.v1.OfflineResult\"\xb4\x01\n\rOfflineResult\x12\x31\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.PaymentH\x00\x12\x38\n\x07refusal\x18\x02 \x01(\x0b\x32%.tallystick.payment.v1.PaymentRefusalH\x00\x12+\n\x08returned\x18\x03 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyB\t\n\x07outcome\"x\n\x1aReleaseReservationsRequest\x12Z\n\x05names\x18\x01 \x03(\tBK\xbaHH\x92\x01\x45\x08\x01\x10\xf4\x03\x18\x01\"<r:28^reservations/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\"Z\n\x1bReleaseReservationsResponse\x12;\n\x07results\x18\x01 \x03(\x0b\x32*.tallystick.payment.v1.ReleasedReservation\"\xd1\x01\n\x13ReleasedReservation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\x05state\x18\x02 \x01(\x0e\x32\x30.tallystick.payment.v1.ReleasedReservation.State\x12\x0f\n\x07payment\x18\x03 \x01(\t\"Z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_RELEASED\x10\x01\x12\x11\n\rSTATE_SETTLED\x10\x02\x12\x13\n\x0fSTATE_NOT_FOUND\x10\x03\x32\x87\x04\n\x11SettlementService\x12q\n\x0bResolveHold\x12).tallystick.payment.v1.ResolveHoldRequest\x1a*.tallystick.payment.v1.ResolveHoldResponse\"\x0b\x8a\xb5\x18\x07\x1a\x05\x61\x64min\x12v\n\x0cReserveFunds\x12*.tallystick.payment.v1.ReserveFundsRequest\x1a+.tallystick.payment.v1.ReserveFundsResponse\"\r\x8a\xb5\x18\t\x1a\x07offline\x12y\n\rSettleOffline\x12+.tallystick.payment.v1.SettleOfflineRequest\x1a,.tallystick.payment.v1.SettleOfflineResponse\"\r\x8a\xb5\x18\t\x1a\x07offline\x12\x8b\x01\n\x13ReleaseReservations\x12\x31.tallystick.payment.v1.ReleaseReservationsRequest\x1a\x32.tallystick.payment.v1.ReleaseReservationsResponse\"\r\x8a\xb5\x18\t\x1a\x07offlineb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n.tallystick/payment/v1/settlement_service.proto\x12\x15tallystick.payment.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\x1a#tallystick/payment/v1/payment.proto\x1a+tallystick/payment/v1/payment_service.proto\x1a\"tallystick/payment/v1/wallet.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"\x88\x03\n\x12ResolveHoldRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12L\n\x07payment\x18\x02 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12P\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0e\x32\x32.tallystick.payment.v1.ResolveHoldRequest.DecisionB\n\xbaH\x07\x82\x01\x04\x18\x01\x18\x02\x12G\n\x05\x61\x63tor\x18\x04 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1a\n\x06reason\x18\x05 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"O\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x14\n\x10\x44\x45\x43ISION_APPROVE\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_REJECT\x10\x02\"F\n\x13ResolveHoldResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\xa9\x02\n\x13ReserveFundsRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12Y\n\x06wallet\x18\x02 \x01(\tBI\xbaHFrD2B^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/wallets/[A-Z]{3}$\x12\x98\x01\n\x0creservations\x18\x03 \x03(\x0b\x32%.tallystick.payment.v1.NewReservationB[\xbaHX\x92\x01\x04\x08\x01\x10\x32\xba\x01N\n\x15reservations.distinct\x12\x11names must differ\x1a\"this.map(each, each.name).unique()\"\x85\x01\n\x0eNewReservation\x12M\n\x04name\x18\x01 \x01(\tB?\xbaH<r:28^reservations/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12$\n\x0bminor_units\x18\x02 \x01(\x03\x42\x0f\xbaH\x0c\"\n\x18\x80\xc0\xca\xf3\x84\xa3\x02 \x00\"x\n\x14ReserveFundsResponse\x12-\n\x06wallet\x18\x01 \x01(\x0b\x32\x1d.tallystick.payment.v1.Wallet\x12\x31\n\x08transfer\x18\x02 \x01(\x0b\x32\x1f.tallystick.payment.v1.Transfer\"^\n\x14SettleOfflineRequest\x12\x46\n\x05items\x18\x01 \x03(\x0b\x32%.tallystick.payment.v1.OfflinePaymentB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xf4\x03\"\x03\xd8\x01\x03\"\xdd\x08\n\x0eOfflinePayment\x12L\n\x07payment\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12T\n\x0breservation\x18\x02 \x01(\tB?\xbaH<r:28^reservations/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12H\n\x06vendor\x18\x03 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12~\n\x08terminal\x18\x04 \x01(\tBl\xbaHirg2e^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/terminals/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12y\n\x04site\x18\x05 \x01(\tBk\xbaHhrc2a^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/sites/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\xd8\x01\x01\x12{\n\x06\x61mount\x18\x06 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyBP\xbaHM\xba\x01G\n\x0f\x61mount.positive\x12\x1eminor_units must be above zero\x1a\x14this.minor_units > 0\xc8\x01\x01\x12\x44\n\noccur_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x14\xbaH\x11\xb2\x01\x0b\x1a\x07\x08\x80\xe0\xcb\xff\xaf\x07\x32\x00\xc8\x01\x01\x12.\n\x08position\x18\x08 \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12\x1b\n\treference\x18\t \x01(\tB\x08\xbaH\x05r\x03\x18\x8c\x01\x12*\n\x0bhold_reason\x18\n \x01(\tB\x15\xbaH\x12r\x10\x32\x0e^[A-Z_]{0,40}$\x12+\n\x08\x63ode_age\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x06\x64\x65vice\x18\x0c \x01(\tB\x07\xbaH\x04r\x02\x18@:\xdf\x01\xbaH\xdb\x01\x1ao\n\x0esite.of_vendor\x12\x1bmust be one of the vendor\'s\x1a@this.site == \'\' || this.site.startsWith(this.vendor + \'/sites/\')\x1ah\n\x12terminal.of_vendor\x12\x1bmust be one of the vendor\'s\x1a\x35this.terminal.startsWith(this.vendor + \'/terminals/\')\"N\n\x15SettleOfflineResponse\x12\x35\n\x07results\x18\x01 \x03(\x0b\x32$.tallystick.payment.v1.OfflineResult\"\xb4\x01\n\rOfflineResult\x12\x31\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.PaymentH\x00\x12\x38\n\x07refusal\x18\x02 \x01(\x0b\x32%.tallystick.payment.v1.PaymentRefusalH\x00\x12+\n\x08returned\x18\x03 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyB\t\n\x07outcome\"x\n\x1aReleaseReservationsRequest\x12Z\n\x05names\x18\x01 \x03(\tBK\xbaHH\x92\x01\x45\x08\x01\x10\xf4\x03\x18\x01\"<r:28^reservations/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\"Z\n\x1bReleaseReservationsResponse\x12;\n\x07results\x18\x01 \x03(\x0b\x32*.tallystick.payment.v1.ReleasedReservation\"\xd1\x01\n\x13ReleasedReservation\x12\x0c\n\x04name\x18\x01 \x01(\t\x12?\n\x05state\x18\x02 \x01(\x0e\x32\x30.tallystick.payment.v1.ReleasedReservation.State\x12\x0f\n\x07payment\x18\x03 \x01(\t\"Z\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_RELEASED\x10\x01\x12\x11\n\rSTATE_SETTLED\x10\x02\x12\x13\n\x0fSTATE_NOT_FOUND\x10\x03\x32\x87\x04\n\x11SettlementService\x12q\n\x0bResolveHold\x12).tallystick.payment.v1.ResolveHoldRequest\x1a*.tallystick.payment.v1.ResolveHoldResponse\"\x0b\x8a\xb5\x18\x07\x1a\x05\x61\x64min\x12v\n\x0cReserveFunds\x12*.tallystick.payment.v1.ReserveFundsRequest\x1a+.tallystick.payment.v1.ReserveFundsResponse\"\r\x8a\xb5\x18\t\x1a\x07offline\x12y\n\rSettleOffline\x12+.tallystick.payment.v1.SettleOfflineRequest\x1a,.tallystick.payment.v1.SettleOfflineResponse\"\r\x8a\xb5\x18\t\x1a\x07offline\x12\x8b\x01\n\x13ReleaseReservations\x12\x31.tallystick.payment.v1.ReleaseReservationsRequest\x1a\x32.tallystick.payment.v1.ReleaseReservationsResponse\"\r\x8a\xb5\x18\t\x1a\x07offlineb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -55,7 +55,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESERVEFUNDSREQUEST'].fields_by_name['wallet']._loaded_options = None
   _globals['_RESERVEFUNDSREQUEST'].fields_by_name['wallet']._serialized_options = b'\272HFrD2B^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/wallets/[A-Z]{3}$'
   _globals['_RESERVEFUNDSREQUEST'].fields_by_name['reservations']._loaded_options = None
-  _globals['_RESERVEFUNDSREQUEST'].fields_by_name['reservations']._serialized_options = b'\272H\007\222\001\004\010\001\0202'
+  _globals['_RESERVEFUNDSREQUEST'].fields_by_name['reservations']._serialized_options = b'\272HX\222\001\004\010\001\0202\272\001N\n\025reservations.distinct\022\021names must differ\032\"this.map(each, each.name).unique()'
   _globals['_NEWRESERVATION'].fields_by_name['name']._loaded_options = None
   _globals['_NEWRESERVATION'].fields_by_name['name']._serialized_options = b'\272H<r:28^reservations/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   _globals['_NEWRESERVATION'].fields_by_name['minor_units']._loaded_options = None
@@ -70,16 +70,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_OFFLINEPAYMENT'].fields_by_name['vendor']._serialized_options = b'\272H5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   _globals['_OFFLINEPAYMENT'].fields_by_name['terminal']._loaded_options = None
   _globals['_OFFLINEPAYMENT'].fields_by_name['terminal']._serialized_options = b'\272Hirg2e^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/terminals/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+  _globals['_OFFLINEPAYMENT'].fields_by_name['site']._loaded_options = None
+  _globals['_OFFLINEPAYMENT'].fields_by_name['site']._serialized_options = b'\272Hhrc2a^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/sites/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\330\001\001'
   _globals['_OFFLINEPAYMENT'].fields_by_name['amount']._loaded_options = None
   _globals['_OFFLINEPAYMENT'].fields_by_name['amount']._serialized_options = b'\272HM\272\001G\n\017amount.positive\022\036minor_units must be above zero\032\024this.minor_units > 0\310\001\001'
   _globals['_OFFLINEPAYMENT'].fields_by_name['occur_time']._loaded_options = None
-  _globals['_OFFLINEPAYMENT'].fields_by_name['occur_time']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_OFFLINEPAYMENT'].fields_by_name['occur_time']._serialized_options = b'\272H\021\262\001\013\032\007\010\200\340\313\377\257\0072\000\310\001\001'
   _globals['_OFFLINEPAYMENT'].fields_by_name['reference']._loaded_options = None
   _globals['_OFFLINEPAYMENT'].fields_by_name['reference']._serialized_options = b'\272H\005r\003\030\214\001'
   _globals['_OFFLINEPAYMENT'].fields_by_name['hold_reason']._loaded_options = None
   _globals['_OFFLINEPAYMENT'].fields_by_name['hold_reason']._serialized_options = b'\272H\022r\0202\016^[A-Z_]{0,40}$'
   _globals['_OFFLINEPAYMENT'].fields_by_name['device']._loaded_options = None
   _globals['_OFFLINEPAYMENT'].fields_by_name['device']._serialized_options = b'\272H\004r\002\030@'
+  _globals['_OFFLINEPAYMENT']._loaded_options = None
+  _globals['_OFFLINEPAYMENT']._serialized_options = b'\272H\333\001\032o\n\016site.of_vendor\022\033must be one of the vendor\'s\032@this.site == \'\' || this.site.startsWith(this.vendor + \'/sites/\')\032h\n\022terminal.of_vendor\022\033must be one of the vendor\'s\0325this.terminal.startsWith(this.vendor + \'/terminals/\')'
   _globals['_RELEASERESERVATIONSREQUEST'].fields_by_name['names']._loaded_options = None
   _globals['_RELEASERESERVATIONSREQUEST'].fields_by_name['names']._serialized_options = b'\272HH\222\001E\010\001\020\364\003\030\001\"<r:28^reservations/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   _globals['_SETTLEMENTSERVICE'].methods_by_name['ResolveHold']._loaded_options = None
@@ -97,27 +101,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVEHOLDRESPONSE']._serialized_start=782
   _globals['_RESOLVEHOLDRESPONSE']._serialized_end=852
   _globals['_RESERVEFUNDSREQUEST']._serialized_start=855
-  _globals['_RESERVEFUNDSREQUEST']._serialized_end=1070
-  _globals['_NEWRESERVATION']._serialized_start=1073
-  _globals['_NEWRESERVATION']._serialized_end=1206
-  _globals['_RESERVEFUNDSRESPONSE']._serialized_start=1208
-  _globals['_RESERVEFUNDSRESPONSE']._serialized_end=1328
-  _globals['_SETTLEOFFLINEREQUEST']._serialized_start=1330
-  _globals['_SETTLEOFFLINEREQUEST']._serialized_end=1424
-  _globals['_OFFLINEPAYMENT']._serialized_start=1427
-  _globals['_OFFLINEPAYMENT']._serialized_end=2195
-  _globals['_SETTLEOFFLINERESPONSE']._serialized_start=2197
-  _globals['_SETTLEOFFLINERESPONSE']._serialized_end=2275
-  _globals['_OFFLINERESULT']._serialized_start=2278
-  _globals['_OFFLINERESULT']._serialized_end=2458
-  _globals['_RELEASERESERVATIONSREQUEST']._serialized_start=2460
-  _globals['_RELEASERESERVATIONSREQUEST']._serialized_end=2580
-  _globals['_RELEASERESERVATIONSRESPONSE']._serialized_start=2582
-  _globals['_RELEASERESERVATIONSRESPONSE']._serialized_end=2672
-  _globals['_RELEASEDRESERVATION']._serialized_start=2675
-  _globals['_RELEASEDRESERVATION']._serialized_end=2884
-  _globals['_RELEASEDRESERVATION_STATE']._serialized_start=2794
-  _globals['_RELEASEDRESERVATION_STATE']._serialized_end=2884
-  _globals['_SETTLEMENTSERVICE']._serialized_start=2887
-  _globals['_SETTLEMENTSERVICE']._serialized_end=3406
+  _globals['_RESERVEFUNDSREQUEST']._serialized_end=1152
+  _globals['_NEWRESERVATION']._serialized_start=1155
+  _globals['_NEWRESERVATION']._serialized_end=1288
+  _globals['_RESERVEFUNDSRESPONSE']._serialized_start=1290
+  _globals['_RESERVEFUNDSRESPONSE']._serialized_end=1410
+  _globals['_SETTLEOFFLINEREQUEST']._serialized_start=1412
+  _globals['_SETTLEOFFLINEREQUEST']._serialized_end=1506
+  _globals['_OFFLINEPAYMENT']._serialized_start=1509
+  _globals['_OFFLINEPAYMENT']._serialized_end=2626
+  _globals['_SETTLEOFFLINERESPONSE']._serialized_start=2628
+  _globals['_SETTLEOFFLINERESPONSE']._serialized_end=2706
+  _globals['_OFFLINERESULT']._serialized_start=2709
+  _globals['_OFFLINERESULT']._serialized_end=2889
+  _globals['_RELEASERESERVATIONSREQUEST']._serialized_start=2891
+  _globals['_RELEASERESERVATIONSREQUEST']._serialized_end=3011
+  _globals['_RELEASERESERVATIONSRESPONSE']._serialized_start=3013
+  _globals['_RELEASERESERVATIONSRESPONSE']._serialized_end=3103
+  _globals['_RELEASEDRESERVATION']._serialized_start=3106
+  _globals['_RELEASEDRESERVATION']._serialized_end=3315
+  _globals['_RELEASEDRESERVATION_STATE']._serialized_start=3225
+  _globals['_RELEASEDRESERVATION_STATE']._serialized_end=3315
+  _globals['_SETTLEMENTSERVICE']._serialized_start=3318
+  _globals['_SETTLEMENTSERVICE']._serialized_end=3837
 # @@protoc_insertion_point(module_scope)

@@ -126,7 +126,7 @@ class ReserveFundsRequest(_message.Message):
     """`users/{uuid}/wallets/{currency}`."""
     @_builtins.property
     def reservations(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewReservation]:
-        """1 to 50."""
+        """1 to 50, each with a name of its own."""
 
     def __init__(
         self,
@@ -263,7 +263,7 @@ class OfflinePayment(_message.Message):
 
     @_builtins.property
     def occur_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was spent, by the terminal's trusted time."""
+        """When it was spent, by the terminal's trusted time: from 1970 to the end of 9999-12-30."""
 
     @_builtins.property
     def position(self) -> _position_pb2.Position:
