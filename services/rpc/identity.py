@@ -27,7 +27,8 @@ class Caller:
     """The verified caller of an RPC.
 
     Attributes:
-        subject: `users/{uuid}` for a person, `users/{uuid}/terminals/{uuid}` for a terminal of that vendor, `services/{name}` for a service, empty for anybody.
+        subject: `users/{uuid}` for a person, `users/{uuid}/terminals/{uuid}` for a terminal of that vendor,
+            `services/{name}` for a service, empty for anybody.
         roles: `access_pb2.Role` values of the token; empty for services.
         service: The service's name, when a service calls directly.
         token_issued_micros: When the token was issued, microseconds since 1970; 0 without a token.
