@@ -232,9 +232,10 @@ class Replica:
         self.channels = channels
         self.group = server.group
         self.reviews = self.service("admin")
+        self.codes = self.service("offline")
 
     def service(self, name):
-        """A service calling on its own behalf: `admin`, `fraud`, or the gateway with no token."""
+        """A service calling on its own behalf: `admin`, `fraud`, `offline`, or the gateway with no token."""
         return Service(self.channels[name])
 
 
@@ -274,7 +275,7 @@ class PaymentStack:
                     caller: await stack.enter_async_context(
                         channel.connect(f"127.0.0.1:{port}", "payment", self._tls_for(caller))
                     )
-                    for caller in ("gateway", "admin", "fraud")
+                    for caller in ("gateway", "admin", "fraud", "offline")
                 }
                 yield Replica(server, port, channels)
             # Background work ends only by a defect.

@@ -20,7 +20,14 @@ from services.payment.domain.book import (
     Task,
 )
 from services.payment.domain.commands import PLATFORM, balance_max
-from services.payment.domain.ledger import Account, Bucket, Purpose, Transfer, WalletKey
+from services.payment.domain.ledger import (
+    SYSTEM_NAMES,
+    Account,
+    Bucket,
+    Purpose,
+    Transfer,
+    WalletKey,
+)
 from services.payment.domain.payment import (
     UNASSESSED,
     Channel,
@@ -66,7 +73,7 @@ class ReserveFunds:
         """
         name = names.wallet_name(*self.wallet)
         wallet = book.ledger.wallets.get(self.wallet)
-        if wallet is None:
+        if wallet is None or self.wallet.owner_id in SYSTEM_NAMES:
             raise refusals.wallet_not_found(name)
         earlier = book.answered(self.request)
         if earlier is not None:

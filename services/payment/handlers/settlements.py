@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
 import grpc
 
-from services import names, sql
+from services import names, sql, telemetry
 from services.money import Money
 from services.payment import store, wire
 from services.payment.domain import offline_commands, refusals
@@ -19,13 +20,14 @@ from services.payment.domain.ledger import WalletKey
 from services.payment.domain.reservation import Reservation, ReservationState
 from services.payment.handlers.payments import Ledger, refusal_message
 from services.payment.handlers.request import once
-from services.refusal import Refusal
+from services.rpc import errors, validation
 from services.rpc import refusals as access_refusals
-from services.rpc import validation
 from services.rpc.identity import Caller, caller
 from tallystick.fraud.v1 import fraud_service_pb2
 from tallystick.payment.v1 import settlement_service_pb2 as pb
 from tallystick.payment.v1 import settlement_service_pb2_grpc
+
+log = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -107,7 +109,7 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         results = await asyncio.gather(*(self._release(name, reserved) for name in request.names))
         return pb.ReleaseReservationsResponse(results=results)
 
-    async def _find(self, reservation_ids: Any) -> dict[UUID, Reservation]:
+    async def _find(self, reservation_ids: Iterable[UUID]) -> dict[UUID, Reservation]:
         # Whose money it is never changes, so it may be read before the wallet is locked by it.
         async with sql.reading(self._ledger.engine) as connection:
             return await store.read_reservations(connection, list(reservation_ids))
@@ -116,20 +118,34 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         self,
         who: Caller,
         item: pb.OfflinePayment,
-        problems: Sequence[tuple[str, str]],
+        problems: list[tuple[str, str]],
         reserved: dict[UUID, Reservation],
     ) -> pb.OfflineResult:
         try:
-            if problems:
-                raise access_refusals.fields_invalid(list(problems))
-            reservation = reserved.get(names.last_id(item.reservation))
-            if reservation is None:
-                raise refusals.reservation_not_found(item.reservation)
-            command = self._command(who, item, reservation.wallet)
-            owners = (command.vendor_id,)
-            outcome = await self._ledger.owners.submit(command, owners, _facts(command, item))
-        except Refusal as refusal:
+            return await self._settled(who, item, problems, reserved)
+        except Exception as error:
+            # Whatever is wrong with one, its neighbours are answered.
+            refusal = errors.refusal_for(error)
+            if refusal is None:
+                log.exception("item is stuck", extra={"payment": item.payment})
+                refusal = access_refusals.internal(telemetry.trace_id())
             return pb.OfflineResult(refusal=refusal_message(refusal))
+
+    async def _settled(
+        self,
+        who: Caller,
+        item: pb.OfflinePayment,
+        problems: list[tuple[str, str]],
+        reserved: dict[UUID, Reservation],
+    ) -> pb.OfflineResult:
+        if problems:
+            raise access_refusals.fields_invalid(problems)
+        reservation = reserved.get(names.last_id(item.reservation))
+        if reservation is None:
+            raise refusals.reservation_not_found(item.reservation)
+        command = self._command(who, item, reservation.wallet)
+        facts = _facts(command, item)
+        outcome = await self._ledger.owners.submit(command, (command.vendor_id,), facts)
         assert isinstance(outcome, SettledOffline)
         return pb.OfflineResult(
             payment=wire.payment_message(outcome.payment),

@@ -92,6 +92,8 @@ class SettlementServiceServicer:
         and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
         An item is refused, checked in this order: RESERVATION_NOT_FOUND, PAYMENT_EXISTS, RESERVATION_SETTLED,
         RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
+        Before them FIELDS_INVALID, and OVERLOADED, DEPENDENCY_UNAVAILABLE and INTERNAL stand in an item's place as well: the
+        ledger did not come to it, and it may be repeated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

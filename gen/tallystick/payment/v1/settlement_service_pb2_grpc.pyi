@@ -39,6 +39,8 @@ class SettlementServiceStub:
     and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
     An item is refused, checked in this order: RESERVATION_NOT_FOUND, PAYMENT_EXISTS, RESERVATION_SETTLED,
     RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
+    Before them FIELDS_INVALID, and OVERLOADED, DEPENDENCY_UNAVAILABLE and INTERNAL stand in an item's place as well: the
+    ledger did not come to it, and it may be repeated.
     """
     ReleaseReservations: _aio.UnaryUnaryMultiCallable[_settlement_service_pb2.ReleaseReservationsRequest, _settlement_service_pb2.ReleaseReservationsResponse]
     """Gives the money behind unspent codes back to their payers' offline balances. One answer per reservation, in the
@@ -88,6 +90,8 @@ class SettlementServiceServicer(metaclass=_abc_1.ABCMeta):
         and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
         An item is refused, checked in this order: RESERVATION_NOT_FOUND, PAYMENT_EXISTS, RESERVATION_SETTLED,
         RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
+        Before them FIELDS_INVALID, and OVERLOADED, DEPENDENCY_UNAVAILABLE and INTERNAL stand in an item's place as well: the
+        ledger did not come to it, and it may be repeated.
         """
 
     @_abc_1.abstractmethod
