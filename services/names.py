@@ -45,6 +45,21 @@ def case_name(case_id: UUID) -> str:
     return f"cases/{case_id}"
 
 
+def code_name(code_id: UUID) -> str:
+    """`codes/{uuid}`."""
+    return f"codes/{code_id}"
+
+
+def item_name(item_id: UUID) -> str:
+    """`items/{uuid}`."""
+    return f"items/{item_id}"
+
+
+def batch_name(batch_id: UUID) -> str:
+    """`batches/{uuid}`."""
+    return f"batches/{batch_id}"
+
+
 def last_id(name: str) -> UUID:
     """The id a name ends with: of `users/{uuid}`, `payments/{uuid}`, `users/{uuid}/sites/{uuid}`.
 

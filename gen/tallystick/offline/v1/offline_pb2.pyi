@@ -65,6 +65,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Held for a person: the fraud check asks for it."""
     REASON_REVIEW_REJECTED: _Reason.ValueType  # 25
     """Refused by the person who reviewed it; the money went back to the payer's offline balance."""
+    REASON_PAYMENT_REFUSED: _Reason.ValueType  # 26
+    """Refused by the ledger, for what no other reason says: the vendor's own code, for instance. `detail` has its words. The
+    code can be spent again, or goes back to its owner.
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Why an item stands where it stands. Checked in the order of the numbers from 10 on; the first that applies counts."""
@@ -107,6 +111,10 @@ REASON_HELD_FOR_REVIEW: Reason.ValueType  # 24
 """Held for a person: the fraud check asks for it."""
 REASON_REVIEW_REJECTED: Reason.ValueType  # 25
 """Refused by the person who reviewed it; the money went back to the payer's offline balance."""
+REASON_PAYMENT_REFUSED: Reason.ValueType  # 26
+"""Refused by the ledger, for what no other reason says: the vendor's own code, for instance. `detail` has its words. The
+code can be spent again, or goes back to its owner.
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _Liability:

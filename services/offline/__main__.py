@@ -1,0 +1,5 @@
+"""`python -m services.offline`."""
+
+from services.offline.server import main
+
+main()

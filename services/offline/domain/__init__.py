@@ -1,0 +1,1 @@
+"""The rules of offline payments: values in, values out."""
