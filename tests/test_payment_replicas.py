@@ -14,8 +14,10 @@ import pytest
 from services.payment import store
 from services.payment.follow_up import FollowUp
 from tallystick.payment.v1 import payment_pb2
+from tallystick.payment.v1.settlement_service_pb2 import ReleaseReservationsRequest
 from tests.eventually import eventually
 from tests.fakes.fraud import REVIEW
+from tests.offline_items import RELEASED, SETTLED, Codes, an_item, to_reserve
 from tests.payment_stack import (
     FAILED,
     SUCCESS,
@@ -80,6 +82,9 @@ async def test_everything_else_sent_to_both_at_once_happens_once(two):
     bank.fraud.says(REVIEW)
     held = await payer.pay(vendor, 5_00)
     admins = [bank.admin, bank.admin.at(second)]
+    other = await bank.a_payer(20_00)
+    (unspent,) = await Codes(first).reserve(other, 4_00)
+    await other.wallets.MoveBalance(to_offline(other, 3_00))
     requests = {
         "RefundPayment": (
             [vendor.at(replica).payments.RefundPayment for replica in (first, second)],
@@ -98,6 +103,14 @@ async def test_everything_else_sent_to_both_at_once_happens_once(two):
             [payer.at(replica).wallets.MoveBalance for replica in (first, second)],
             to_offline(payer, 1_00),
         ),
+        "ReserveFunds": (
+            [replica.codes.settlements.ReserveFunds for replica in (first, second)],
+            to_reserve(other, 2_00, 1_00),
+        ),
+        "ReleaseReservations": (
+            [replica.codes.settlements.ReleaseReservations for replica in (first, second)],
+            ReleaseReservationsRequest(names=[unspent]),
+        ),
     }
 
     async def send_to_both(calls, request):
@@ -109,6 +122,7 @@ async def test_everything_else_sent_to_both_at_once_happens_once(two):
         assert all(answer == answers[0] for answer in answers)
     assert await payer.balances() == (14_00, 1_00, 0, 0)
     assert await vendor.online() == 24_00
+    assert await other.balances() == (13_00, 4_00, 3_00, 0)
 
 
 async def test_one_id_with_two_bodies_sent_to_both_at_once_is_carried_out_for_one(two):
@@ -214,3 +228,82 @@ async def test_a_payment_made_at_one_is_found_and_refunded_at_the_other(two):
     assert await payer.at(first).get(payment) == answer.payment
     assert isinstance(answer.payment, payment_pb2.Payment)
     assert await payer.online() == 10_00
+
+
+async def test_an_item_sent_to_both_at_once_is_settled_once(two):
+    bank, first, second = two
+    payer, vendor = await bank.a_payer(100_00), await bank.a_vendor()
+    (reservation,) = await Codes(first).reserve(payer, 10_00)
+    item = an_item(reservation, vendor, 7_00)
+
+    answers = await at_once(
+        lambda: Codes(first).settle(item), lambda: Codes(second).settle(item, item)
+    )
+
+    results = [result for answer in answers for result in answer]
+    assert all(result == results[0] for result in results)
+    assert results[0].payment.state == SUCCESS
+    assert await payer.balances() == (90_00, 3_00, 0, 0)
+    assert await vendor.online() == 7_00
+
+
+async def test_one_reservation_spent_at_fifty_terminals_pays_one_of_them(two):
+    bank, first, second = two
+    payer = await bank.a_payer(100_00)
+    vendors = [await bank.a_vendor() for _ in range(5)]
+    (reservation,) = await Codes(first).reserve(payer, 10_00)
+    items = [an_item(reservation, vendors[number % 5]) for number in range(50)]
+
+    answers = await asyncio.gather(
+        *(
+            Codes((first, second)[number % 2]).settle(*items[number * 5 : number * 5 + 5])
+            for number in range(10)
+        )
+    )
+
+    results = [result for answer in answers for result in answer]
+    (paid,) = [each.payment for each in results if each.HasField("payment")]
+    refusals = [each.refusal for each in results if each.HasField("refusal")]
+    assert {refusal.reason for refusal in refusals} == {"RESERVATION_SETTLED"}
+    assert len(refusals) == 49
+    assert {refusal.metadata["payment"] for refusal in refusals} == {paid.name}
+    assert sum([await vendor.online() for vendor in vendors]) == 10_00
+    assert await payer.balances() == (90_00, 0, 0, 0)
+
+
+async def test_of_a_settlement_and_a_release_at_the_same_time_one_wins(two):
+    bank, first, _ = two
+    payer, vendor = await bank.a_payer(100_00), await bank.a_vendor()
+    reservations = await Codes(first).reserve(payer, *[1_00] * 40)
+
+    async def race(number, reservation):
+        settling, releasing = (Codes(each) for each in two[1:][:: 1 if number % 2 else -1])
+        return await asyncio.gather(
+            settling.settle(an_item(reservation, vendor, 1_00)), releasing.release(reservation)
+        )
+
+    ends = Counter()
+    for (result,), (state,) in await asyncio.gather(*map(race, range(40), reservations)):
+        if result.HasField("payment"):
+            assert state == SETTLED
+        else:
+            assert (result.refusal.reason, state) == ("RESERVATION_RELEASED", RELEASED)
+        ends[state] += 1
+
+    assert await vendor.online() == 1_00 * ends[SETTLED]
+    assert await payer.balances() == (60_00, 1_00 * ends[RELEASED], 0, 0)
+
+
+async def test_money_reserved_at_two_replicas_at_once_is_what_is_there_and_no_more(two):
+    bank, first, second = two
+    payer = await bank.a_payer(100_00)
+    await payer.wallets.MoveBalance(to_offline(payer, 10_00))
+
+    answers = await asyncio.gather(
+        *(Codes(each).reserve_as(to_reserve(payer, 3_00)) for each in (first, second) * 5),
+        return_exceptions=True,
+    )
+
+    refused = [each for each in answers if isinstance(each, grpc.aio.AioRpcError)]
+    assert len(refused) == 7
+    assert await payer.balances() == (90_00, 1_00, 9_00, 0)
