@@ -64,6 +64,8 @@ class Work(enum.IntEnum):
     DECIDE = 1
     # Its code is spent; payment has yet to say what became of the money.
     SETTLE = 2
+    # Its money is held; should the news of the review be lost, payment is asked.
+    WATCH = 3
 
 
 class Proof(enum.IntEnum):
