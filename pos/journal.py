@@ -375,7 +375,10 @@ class Journal:
         for sequence, sealed in self._database.execute(
             "SELECT sequence, sealed FROM entries ORDER BY sequence"
         ):
-            flaws += _missing(expected, sequence)
+            gap = _missing(expected, sequence)
+            flaws += gap
+            # Behind what cannot be read, whatever an entry is chained to is believed.
+            previous = b"" if gap else previous
             expected = sequence + 1
             found = self._entry(sequence, sealed)
             if found is None:
@@ -388,9 +391,7 @@ class Journal:
                 flaws.append(JournalFlaw(sequence, "is not signed by this terminal"))
                 previous = b""
                 continue
-            chained = (
-                not previous or entry.previous_hash == previous or entry.sequence != expected - 1
-            )
+            chained = not previous or entry.previous_hash == previous
             if entry.sequence != sequence or not chained:
                 flaws.append(JournalFlaw(sequence, "is not what the entry before leads to"))
             previous = signed.entry_hash(found[0].content)
