@@ -147,7 +147,7 @@ def _was_held(risk: payment_pb2.Risk, review_reason: str) -> bool:
     return bool(review_reason) or risk.decision in held
 
 
-def fraud_level(event: event_pb2.Event) -> tuple[UUID, Mark] | None:
+def fraud_mark(event: event_pb2.Event) -> tuple[UUID, Mark] | None:
     """Whose right the fraud service sets how far, and why; None when the event is of something else.
 
     The one place that knows the fact. A deployment whose fraud service does not tell it yet never sees it.

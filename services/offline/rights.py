@@ -83,7 +83,7 @@ class Rights:
 
     async def apply(self, event: event_pb2.Event) -> None:
         """Take over what the fraud service says. Saying it again changes nothing."""
-        said = events.fraud_level(event)
+        said = events.fraud_mark(event)
         if said is not None:
             owner_id, mark = said
             circumstances = Circumstances(PLATFORM, self._recorder.now(), event.trace_id)

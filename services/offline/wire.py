@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services import names
 from services.money import Money
 from services.offline.domain.code import Code
+from services.offline.domain.double_spend import DoubleSpend
 from services.offline.domain.item import Entry, State
 from services.offline.domain.liability import RULES
 from services.offline.domain.right import Right
@@ -89,6 +90,20 @@ def item_message(entry: Entry) -> offline_pb2.Item:
         message.payment = names.payment_name(entry.entry_id)
         message.returned.CopyFrom(money(Money(entry.returned, entry.money.currency_code)))
     return message
+
+
+def double_spend_message(
+    found: DoubleSpend, first: Entry, second: Entry
+) -> offline_pb2.DoubleSpend:
+    """One code in two sales, without the signed entries."""
+    return offline_pb2.DoubleSpend(
+        code=names.code_name(found.code_id),
+        owner=names.user_name(found.owner_id),
+        first=item_message(first),
+        second=item_message(second),
+        proven=found.proven,
+        find_time=timestamp(found.find_time),
+    )
 
 
 def tiers(terms: Terms) -> list[code_service_pb2.Tier]:

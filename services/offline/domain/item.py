@@ -164,7 +164,8 @@ class Entry:
     @property
     def is_paid_for(self) -> bool:
         """There is a payment."""
-        return self.spend is not None and self.state in {State.SETTLED, State.HELD, State.REFUSED}
+        decided = self.state not in {State.RECEIVED, State.NO_SALE}
+        return self.spend is not None and decided and self.reason is not Reason.PAYMENT_REFUSED
 
     @property
     def returned(self) -> int:

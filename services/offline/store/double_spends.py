@@ -3,37 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.offline.domain.double_spend import DoubleSpend
 from services.offline.store.tables import double_spends
-
-
-@dataclass(frozen=True, slots=True)
-class DoubleSpend:
-    """One code in two sales.
-
-    Attributes:
-        double_spend_id: UUIDv7.
-        code_id: The code.
-        owner_id: The payer.
-        first_entry: The item that was paid.
-        second_entry: The one that was not.
-        proven: Both carry the payer's own signature, under two different sales.
-        find_time: When it was found.
-    """
-
-    double_spend_id: UUID
-    code_id: UUID
-    owner_id: UUID
-    first_entry: UUID
-    second_entry: UUID
-    proven: bool
-    find_time: datetime
 
 
 async def insert_double_spends(connection: AsyncConnection, found: Sequence[DoubleSpend]) -> None:

@@ -230,6 +230,8 @@ async def set_due(
     connection: AsyncConnection, entry_ids: Collection[UUID], *, due_time: datetime, tried: bool
 ) -> None:
     """Put work off."""
+    if not entry_ids:
+        return
     values: dict[str, Any] = {"due_time": due_time}
     if tried:
         values["attempts"] = entries.c.attempts + 1
