@@ -43,16 +43,15 @@ class Circumstances:
 def _event(
     event_id: UUID, circumstances: Circumstances, subject: str, audience: UUID
 ) -> event_pb2.Event:
-    event = event_pb2.Event(
+    return event_pb2.Event(
         event_id=str(event_id),
         source=SOURCE,
         subject=subject,
         actor=circumstances.actor,
+        occur_time=wire.timestamp(circumstances.time),
         trace_id=circumstances.trace_id,
         audience=[names.user_name(audience)],
     )
-    event.occur_time.FromDatetime(circumstances.time)
-    return event
 
 
 def codes_issued(

@@ -231,16 +231,17 @@ class Settling:
         spenders = await _spenders(connection, spent)
         group = _Group()
         for entry in entries:
-            key = (entry.proof, entry.proof_hash)
-            code = codes.get(key)
+            code = codes.get((entry.proof, entry.proof_hash))
             first = None if code is None else spenders.get(code.code_id)
+            if code is not None and first is not None:
+                # Perhaps by an item of this very group.
+                code = replace(code, state=CodeState.SPENT)
             verdict = self._verdict(entry, code, first, terminals, active)
             group.verdicts[entry.entry_id] = verdict
             if verdict.state is State.RECEIVED:
                 assert code is not None
                 group.spent.append((code, entry))
                 spenders[code.code_id] = entry
-                _mark_spent(codes, code)
             elif verdict.reason is Reason.DUPLICATE_CODE:
                 assert code is not None
                 assert first is not None
@@ -366,7 +367,6 @@ class Settling:
     ) -> None:
         """Step 3. What somebody else has concluded meanwhile stays as it is."""
         now = self._recorder.now()
-        answers = {entry.entry_id: answer for entry, answer in told}
         watch_time = now + _WATCH_EVERY
         held: list[tuple[UUID, Verdict]] = []
         ended: list[tuple[UUID, Verdict]] = []
@@ -374,11 +374,12 @@ class Settling:
         given_back: list[Entry] = []
         facts: list[event_pb2.Event] = []
         circumstances = Circumstances(PLATFORM, now)
-        for entry in await store.lock_entries(connection, answers):
-            if entry.work not in {Work.SETTLE, Work.WATCH}:
+        left = await store.lock_work(connection, [entry.entry_id for entry, _ in told])
+        for entry, answer in told:
+            work, review = left[entry.entry_id]
+            if work is not entry.work:
                 continue
-            answer = answers[entry.entry_id]
-            verdict = _verdict(entry, answer)
+            verdict = _verdict(entry, answer, review)
             if entry.state is verdict.state:
                 still_held.append(entry.entry_id)
                 continue
@@ -445,13 +446,17 @@ _PAID = {
 }
 
 
-def _verdict(entry: Entry, answer: settlement.OfflineResult) -> Verdict:
+def _verdict(
+    entry: Entry,
+    answer: settlement.OfflineResult,
+    review: bool | None,  # noqa: FBT001
+) -> Verdict:
     if answer.HasField("refusal"):
         refusal = answer.refusal
         return rules.refused_by_payment(refusal.reason, refusal.message)
     paid = _PAID[answer.payment.state]
-    if paid is Paid.FLAGGED and entry.review is not None:
-        paid = Paid.SUCCESS if entry.review else Paid.FAILED
+    if paid is Paid.FLAGGED and review is not None:
+        paid = Paid.SUCCESS if review else Paid.FAILED
     return rules.conclude(entry, paid, answer.payment.risk.reasons)
 
 
@@ -505,13 +510,6 @@ async def _codes(
         locked = await code_store.lock_by_proof(connection, proof, hashes - {b""})
         found.update(((proof, proof_hash), code) for proof_hash, code in locked.items())
     return found
-
-
-def _mark_spent(codes: dict[tuple[Proof, bytes], Code], spent: Code) -> None:
-    # The same code may be there twice: typed, and as a voucher.
-    for key, code in codes.items():
-        if code.code_id == spent.code_id:
-            codes[key] = replace(code, state=CodeState.SPENT)
 
 
 async def _spenders(connection: AsyncConnection, code_ids: Collection[UUID]) -> dict[UUID, Entry]:

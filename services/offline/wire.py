@@ -7,7 +7,7 @@ from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services import names
+from services import names, sql
 from services.money import Money
 from services.offline.domain.code import Code
 from services.offline.domain.double_spend import DoubleSpend
@@ -18,6 +18,8 @@ from services.offline.domain.terms import Terms
 from tallystick.offline.v1 import code_service_pb2, offline_pb2, terminal_sync_service_pb2
 from tallystick.type.v1 import money_pb2
 
+_MICROS = 1_000_000
+
 
 def money(value: Money) -> money_pb2.Money:
     """An amount."""
@@ -25,10 +27,9 @@ def money(value: Money) -> money_pb2.Money:
 
 
 def timestamp(value: datetime) -> Timestamp:
-    """An instant."""
-    message = Timestamp()
-    message.FromDatetime(value)
-    return message
+    """An instant. Four of them an item; `FromDatetime` would take 8 µs each, through the calendar."""
+    seconds, micros = divmod(sql.micros(value), _MICROS)
+    return Timestamp(seconds=seconds, nanos=micros * 1_000)
 
 
 def code_message(code: Code, spender: tuple[UUID, int] | None = None) -> offline_pb2.Code:

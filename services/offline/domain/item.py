@@ -122,7 +122,6 @@ class Entry:
         liability: Who bears the loss.
         decide_time: When it got its present result.
         work: What is left to do.
-        review: What a reviewer decided: True for the vendor; None while nobody has.
         attempts: How often payment could not say.
         spend: What it spent; None for what spent nothing.
     """
@@ -151,7 +150,6 @@ class Entry:
     liability: Liability = Liability.UNKNOWN
     decide_time: datetime | None = None
     work: Work = Work.NOTHING
-    review: bool | None = None
     attempts: int = 0
     spend: Spend | None = None
 

@@ -240,14 +240,25 @@ async def set_due(
     )
 
 
-async def lock_entries(connection: AsyncConnection, entry_ids: Collection[UUID]) -> list[Entry]:
-    """Entries with what they spent, held until the transaction ends."""
+async def lock_work(
+    connection: AsyncConnection, entry_ids: Collection[UUID]
+) -> dict[UUID, tuple[Work, bool | None]]:
+    """What is left to do for entries, and what reviewers have decided; held until the transaction ends."""
     query = (
-        sa.select(entries.c.entry_id)
+        sa.select(entries.c.entry_id, entries.c.work, entries.c.review)
         .where(entries.c.entry_id.in_(list(entry_ids)))
         .order_by(entries.c.entry_id)
     )
-    await connection.execute(query.with_for_update())
+    rows = await connection.execute(query.with_for_update())
+    return {
+        row.entry_id: (Work(row.work), None if row.review is None else bool(row.review))
+        for row in rows
+    }
+
+
+async def lock_entries(connection: AsyncConnection, entry_ids: Collection[UUID]) -> list[Entry]:
+    """Entries with what they spent, held until the transaction ends."""
+    await lock_work(connection, entry_ids)
     return await find_entries(connection, entry_ids)
 
 
@@ -390,7 +401,6 @@ def _entry(row: sa.Row[Any], spend: Spend | None) -> Entry:
         liability=Liability(row.liability),
         decide_time=row.decide_time,
         work=Work(row.work),
-        review=None if row.review is None else bool(row.review),
         attempts=row.attempts,
         spend=spend,
     )
