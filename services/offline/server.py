@@ -20,6 +20,7 @@ from services.environment import Environment
 from services.event_log import Relay
 from services.offline import directory, events, store
 from services.offline.clients import Payment, Users
+from services.offline.deciding import Deciding
 from services.offline.directory import Directory
 from services.offline.handlers.codes import CodeService
 from services.offline.handlers.sync import TerminalSyncService
@@ -27,6 +28,7 @@ from services.offline.intake import Intake
 from services.offline.issuing import Issuing
 from services.offline.keyring import KeyRing
 from services.offline.recorder import Recorder
+from services.offline.results import Results
 from services.offline.rights import Rights
 from services.offline.settings import Settings
 from services.offline.settling import Settling
@@ -91,7 +93,14 @@ class OfflineServer:
         self._directory = Directory(recorder, Users(self._user))
         self._rights = Rights(recorder, terms)
         issuing = Issuing(recorder, self._keys, payment, terms, new_serial=new_serial)
-        self.settling = Settling(recorder, payment, self._rights, groups=settings.settle_groups)
+        self._results = Results(recorder)
+        self.settling = Settling(
+            recorder,
+            payment,
+            Deciding(recorder, self._rights),
+            self._results,
+            groups=settings.settle_groups,
+        )
         self.upkeep = Upkeep(
             recorder, issuing, payment, self._keys, sweep_seconds=settings.sweep_ms / 1000
         )
@@ -153,7 +162,7 @@ class OfflineServer:
                 "payment",
                 SERVICE,
                 member,
-                self.settling.review,
+                self._results.review,
                 wanted=lambda event: events.review(event) is not None,
             ),
             streams.consume(
