@@ -77,6 +77,10 @@ def _add_sync(command: argparse.ArgumentParser) -> None:
     _add_sign_in(command, required=False)
 
 
+def _add_app(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--currency", default="INR", metavar="CODE", help="such as INR")
+
+
 def _add_status(command: argparse.ArgumentParser) -> None:
     command.add_argument("--online", action="store_true", help="sync first")
 
@@ -99,6 +103,7 @@ _COMMANDS: tuple[tuple[str, str, _Add], ...] = (
     ("list", "show the journal's sales and what became of them", _no_more),
     ("sync", "upload what is stored; fetch keys, lists and results", _add_sync),
     ("status", "show the terminal at a glance", _add_status),
+    ("app", "be a till, full screen", _add_app),
     ("export", "move the terminal to a file, for another installation", _add_transfer),
     ("import", "make a terminal from such a file", _add_import),
 )

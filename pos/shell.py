@@ -67,11 +67,7 @@ async def _enroll(options: argparse.Namespace) -> _Said:
 async def _accept(options: argparse.Namespace) -> _Said:
     minor_units = parse_amount(options.amount, options.currency)
     async with _terminal(options) as terminal:
-        if options.spend:
-            data, seconds, signature = _spend(options.spend)
-            shown: Typed | VoucherShown = VoucherShown(data, seconds, signature)
-        else:
-            shown = Typed(options.code)
+        shown = parse_spend(options.spend) if options.spend else Typed(options.code)
         decision = await terminal.accept(
             shown, minor_units, options.currency, reference=options.reference
         )
@@ -149,6 +145,15 @@ async def _status(options: argparse.Namespace) -> _Said:
     return _Said(_DONE, words, answer)
 
 
+async def _app(options: argparse.Namespace) -> _Said:
+    # Textual takes half a second to load, which the other commands need not wait.
+    from pos.app.till import Till
+
+    async with _terminal(options) as terminal:
+        await Till(terminal, options.currency).run_async()
+    return _Said(_DONE, ["Closed. Nothing is lost."], {"reason": ""})
+
+
 async def _export(options: argparse.Namespace) -> _Said:
     passphrase = _passphrase(options)
     async with _terminal(options) as terminal:
@@ -185,14 +190,18 @@ def _passphrase(options: argparse.Namespace) -> str:
     return getpass.getpass("Passphrase of the export: ")
 
 
-def _spend(text: str) -> tuple[bytes, int, bytes]:
-    """A voucher spend as a payer's device shows it: `TSS1:` and base 32 of seconds, signature, voucher."""
+def parse_spend(text: str) -> VoucherShown:
+    """A voucher spend as a payer's device shows it: `TSS1:` and base 32 of seconds (8), signature (64), voucher.
+
+    Raises:
+        PosError: VOUCHER_INVALID.
+    """
     try:
         data = voucher.from_text("TSS1", text)
     except voucher.VoucherInvalid as error:
         raise PosError("VOUCHER_INVALID", str(error)) from error
     seconds, signature, shown = data[:8], data[8:72], data[72:]
-    return shown, int.from_bytes(seconds, "big"), signature
+    return VoucherShown(shown, int.from_bytes(seconds, "big"), signature)
 
 
 def parse_amount(text: str, currency: str) -> int:
@@ -207,7 +216,7 @@ def parse_amount(text: str, currency: str) -> int:
     except InvalidOperation:
         exact = Decimal("NaN")
     if not exact.is_finite() or exact != exact.to_integral_value() or exact <= 0:
-        message = f"--amount {text} is no amount of {currency}. Give one such as 120.50."
+        message = f"{text!r} is no amount of {currency}. Give one such as 120.50."
         raise PosError("AMOUNT_INVALID", message)
     return int(exact)
 
@@ -263,6 +272,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], Coroutine[Any, Any, _Said]]]
     "list": _list,
     "sync": _sync,
     "status": _status,
+    "app": _app,
     "export": _export,
     "import": _import,
 }
