@@ -61,7 +61,7 @@ async def test_a_sale_from_the_pad_to_the_receipt(world, app):
         assert "80.50 INR" in str(app.screen.query_one("#receipt-text", Static).content)
         await pilot.press("enter")
         assert "APPROVED OFFLINE (provisional)" in text(app, "answer")
-        assert "Stored: 1 sales, 80.50 INR" in text(app, "stored")
+        assert "Stored: 1 sale, 80.50 INR" in text(app, "stored")
         assert app.query_one("#amount", Input).value == ""
 
 

@@ -108,7 +108,9 @@ class Till(App[None]):
         state.update(text)
         state.set_classes(_CLASSES[status.network])
         total = status.stored.get(self._currency, 0)
-        stored = f"Stored: {status.stored_count} sales, {amount_text(total, self._currency)} {self._currency}"
+        many = "sale" if status.stored_count == 1 else "sales"
+        worth = f"{amount_text(total, self._currency)} {self._currency}"
+        stored = f"Stored: {status.stored_count} {many}, {worth}"
         limits = None if status.terms is None else status.terms.limits.get(self._currency)
         if limits is not None:
             most = amount_text(limits.stored_hard, self._currency)
