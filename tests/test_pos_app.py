@@ -70,6 +70,8 @@ async def test_a_sale_from_the_pad_to_the_receipt(world, app):
     [
         ("", False, "is no amount of INR"),
         ("1.005", False, "is no amount of INR"),
+        ("1,50", False, "is no amount of INR"),
+        ("9" * 30, False, "is no amount of INR"),
         ("900", False, "AMOUNT_OVER_VALUE"),
         ("10", True, "CHECK_SYMBOL"),
     ],
@@ -85,6 +87,24 @@ async def test_what_is_wrong_is_said_and_nothing_is_stored(world, app, amount, c
         assert "Stored: 0 sales" in text(app, "stored")
         await pilot.press("escape")
         assert text(app, "answer") == ""
+
+
+@pytest.mark.parametrize("typed", ["[/]", "[bold]0", "[", "TSS1:é", "TSS1:", "tss1:AAAA", "ß" * 8])
+async def test_whatever_is_typed_or_scanned_is_answered(world, app, typed):
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot, "10", typed)
+
+        assert app.query_one("#answer").has_class("refused")
+        assert "Stored: 0 sales" in text(app, "stored")
+
+
+async def test_an_amount_that_cannot_be_makes_no_voucher_request(app):
+    async with app.run_test(size=SIZE) as pilot:
+        app.query_one("#amount", Input).value = "9" * 30
+        await pilot.press("f2")
+        await pilot.pause()
+
+        assert "is no amount of INR" in text(app, "answer")
 
 
 async def test_it_says_whether_there_is_network_and_when_it_must_sync(world, app):
