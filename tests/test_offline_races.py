@@ -115,7 +115,8 @@ async def test_an_item_that_arrived_in_time_keeps_its_code_from_the_sweeper(mark
     decide = market.first.server.settling._deciding.decide
     waiting = asyncio.Event()
 
-    async def slow(connection, limit):
+    async def slow(connection, limit, handed):
+        # Items that are forgotten in memory are found on record.
         return await decide(connection, limit) if waiting.is_set() else ([], False)
 
     market.first.server.settling._deciding.decide = slow
@@ -123,7 +124,6 @@ async def test_an_item_that_arrived_in_time_keeps_its_code_from_the_sweeper(mark
     market.clock.advance(timedelta(hours=5))
     await market.release()
     waiting.set()
-    market.first.server.settling.wake()
 
     (item,) = await terminal.results(batch)
     assert item.state == SETTLED

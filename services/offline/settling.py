@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
@@ -25,6 +25,8 @@ from tallystick.payment.v1 import settlement_service_pb2 as settlement
 log = logging.getLogger(__name__)
 
 _GROUP_MAX = 500
+# Items in memory beside those on record: twenty uploads.
+_HANDED_MAX = 10_000
 # What another replica received is found within this.
 _POLL_SECONDS = 0.25
 _AWAY_SECONDS = 0.5
@@ -63,9 +65,16 @@ class Settling:
         self._results = results
         self._groups = groups
         self._wake = asyncio.Event()
+        self._handed: deque[Entry] = deque()
 
-    def wake(self) -> None:
-        """Something arrived."""
+    def hand_over(self, entries: Sequence[Entry]) -> None:
+        """Take items that were just put on record, as they are: reading 500 back would cost a sixth of all work.
+
+        Nobody else claims them for a moment (`HANDED_OVER`). Should this process die, or have too many already, they
+        are found on record then.
+        """
+        if len(self._handed) + len(entries) <= _HANDED_MAX:
+            self._handed.extend(entries)
         self._wake.set()
 
     async def run(self) -> None:
@@ -82,7 +91,7 @@ class Settling:
     ) -> None:
         while True:
             try:
-                if await turn():
+                if await turn() or self._handed:
                     continue
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
@@ -96,9 +105,10 @@ class Settling:
 
     async def settle_new(self) -> bool:
         """Take one group through all steps; False when nothing waits."""
+        handed = [self._handed.popleft() for _ in range(min(len(self._handed), _GROUP_MAX))]
         try:
             claimed, found = await self._recorder.transact(
-                lambda c: self._deciding.decide(c, _GROUP_MAX)
+                lambda c: self._deciding.decide(c, _GROUP_MAX, handed)
             )
         except Exception as error:
             if sql.is_lost(error) or sql.is_conflict(error):
