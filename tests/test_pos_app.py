@@ -4,6 +4,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+import segno
 from textual.widgets import Input, Static
 
 from pos.app.entry import Look, look_at
@@ -58,7 +59,7 @@ async def test_a_sale_from_the_pad_to_the_receipt(world, app):
         await pilot.pause()
 
         assert isinstance(app.screen, Receipt)
-        assert "80.50 INR" in str(app.screen.query_one("#receipt-text", Static).content)
+        assert str(app.screen.query_one("#receipt-amount", Static).content) == "80.50 INR"
         await pilot.press("enter")
         assert "APPROVED OFFLINE (provisional)" in text(app, "answer")
         assert "Stored: 1 sale, 80.50 INR" in text(app, "stored")
@@ -155,6 +156,50 @@ async def test_guesses_lock_the_till_and_it_says_for_how_long(world, app):
             await enter(pilot, "1", wrong)
         assert "NOT_ISSUED" in text(app, "answer")
         assert "LOCKED for 10 s" in text(app, "state")
+
+
+@pytest.mark.parametrize("size", [(80, 24), SIZE])
+async def test_everything_fits_the_usual_terminal(world, app, size):
+    async with app.run_test(size=size) as pilot:
+        await enter(pilot, "900", world.server.issue(ASHA, 100_00))
+        await pilot.pause()
+        for name in ("pad-7", "pad-dot", "amount", "code", "look", "answer", "stored", "count-bar"):
+            shown = app.query_one(f"#{name}")
+            assert shown.region.height > 0
+            assert shown.region in app.query_one("#work").region, name
+
+        await enter(pilot, "100", world.server.issue(ASHA, 100_00))
+        await pilot.pause()
+        code = app.screen.query_one("#receipt-qr", Static)
+        assert code.region in app.screen.region
+        lines = str(code.content).splitlines()
+        assert (code.size.width, code.size.height) == (len(lines[0]), len(lines))
+
+
+def test_a_qr_code_is_drawn_module_by_module_with_its_quiet_zone():
+    drawn = []
+    for line in qr_text("TSR1:AAAA").splitlines():
+        drawn.append([symbol in " ▄" for symbol in line])
+        drawn.append([symbol in " ▀" for symbol in line])
+
+    wanted = [[bool(module) for module in row] for row in segno.make("TSR1:AAAA", error="l").matrix]
+    size = len(wanted)
+    assert [row[4 : 4 + size] for row in drawn[4 : 4 + size]] == wanted
+    quiet = (
+        drawn[:4],
+        drawn[4 + size : 8 + size],
+        [row[:4] + row[-4:] for row in drawn[: 8 + size]],
+    )
+    assert not any(module for rows in quiet for row in rows for module in row)
+
+
+async def test_a_bar_says_that_a_limit_is_near(world, app):
+    async with app.run_test(size=SIZE):
+        assert not app.query_one("#count-bar").has_class("near")
+        for _ in range(21):
+            assert world.tills[0].sell(world.server.issue(ASHA, 10_00), 10_00)
+        app.show_state()
+        assert app.query_one("#count-bar").has_class("near")
 
 
 async def test_a_voucher_request_can_be_shown(app):
