@@ -117,7 +117,7 @@ async def test_an_item_that_arrived_in_time_keeps_its_code_from_the_sweeper(mark
 
     async def slow(connection, limit, handed):
         # Items that are forgotten in memory are found on record.
-        return await decide(connection, limit) if waiting.is_set() else ([], False)
+        return await decide(connection, limit) if waiting.is_set() else ([], 0)
 
     market.first.server.settling._deciding.decide = slow
     batch = (await terminal.submit(sale)).batch

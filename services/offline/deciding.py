@@ -68,8 +68,8 @@ class Deciding:
 
     async def decide(
         self, connection: AsyncConnection, limit: int, handed: Sequence[Entry] = ()
-    ) -> tuple[list[Entry], bool]:
-        """Claim and decide; answers the items payment is to be asked about, and whether there were any.
+    ) -> tuple[list[Entry], int]:
+        """Claim and decide; answers the items payment is to be asked about, and how many there were in all.
 
         Args:
             connection: In a transaction.
@@ -83,7 +83,7 @@ class Deciding:
         else:
             entries = await store.claim_undecided(connection, now=now, limit=limit)
         if not entries:
-            return [], bool(handed)
+            return [], len(handed)
         group = await self._judge(connection, entries, now)
         await self._spend(connection, group, now)
         circumstances = Circumstances(PLATFORM, now)
@@ -106,9 +106,10 @@ class Deciding:
         ]
         await self._accuse(connection, group, by_id, circumstances, facts)
         await self._recorder.record(connection, facts)
-        return [
+        spending = [
             _spending(entry, code, group.verdicts[entry.entry_id]) for code, entry in group.spent
-        ], True
+        ]
+        return spending, len(entries)
 
     async def _judge(
         self, connection: AsyncConnection, entries: Sequence[Entry], now: datetime
