@@ -107,10 +107,7 @@ def train(worlds: Sequence[World], redis_url: str) -> tuple[bytes, dict[str, Any
     """The model as ONNX, and what model.json says of it."""
     runs = _runs(worlds)
     first = _fit(runs, [asyncio.run(_features(redis_url, run, _nobody)) for run in runs])
-    threshold = max(
-        float(np.quantile(margins[run.world.scenario == 0], 1 - _REVIEW_HONEST_SHARE))
-        for run, margins in zip(runs, _training_margins(first, runs), strict=True)
-    )
+    threshold = _training_threshold(first, runs)
 
     def judge(observed: Sequence[Observation], features: FeatureBatch) -> NDArray[np.bool_]:
         margin: NDArray[np.float64] = first.model.predict(
@@ -176,13 +173,14 @@ def _fit(runs: Sequence[_Run], matrices: Sequence[NDArray[np.float32]]) -> _Fitt
     return _Fitted(lgb.train(_PARAMETERS, data, _TREES), matrices)
 
 
-def _training_margins(fitted: _Fitted, runs: Sequence[_Run]) -> list[NDArray[np.float64]]:
-    margins = []
+def _training_threshold(fitted: _Fitted, runs: Sequence[_Run]) -> float:
+    """Where the first model stops as many as the shipped one will: by training days, no others."""
+    thresholds = []
     for run, matrix in zip(runs, fitted.matrices, strict=True):
-        margin = fitted.model.predict(matrix, raw_score=True, num_threads=2)
-        # What is not of the training days must not decide anything yet.
-        margins.append(np.where(run.days(_TRAIN_DAYS), margin, -np.inf))
-    return margins
+        honest = run.days(_TRAIN_DAYS) & (run.world.scenario == 0)
+        margins = fitted.model.predict(matrix[honest], raw_score=True, num_threads=2)
+        thresholds.append(float(np.quantile(margins, 1 - _REVIEW_HONEST_SHARE)))
+    return max(thresholds)
 
 
 async def _features(redis_url: str, run: _Run, judge: Judge) -> NDArray[np.float32]:
