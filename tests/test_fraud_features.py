@@ -355,8 +355,12 @@ async def test_labels_feed_vendor_and_payer(store):
 
 
 async def test_ten_honest_payments_end_a_run_of_fraud(store):
-    honest = [Label("users/bert", "users/bakery", fraud=False, occur_time=T0 + n) for n in range(10)]
-    await store.label([Label("users/anna", "users/bakery", fraud=True, occur_time=T0 - DAY), *honest])
+    honest = [
+        Label("users/bert", "users/bakery", fraud=False, occur_time=T0 + n) for n in range(10)
+    ]
+    await store.label(
+        [Label("users/anna", "users/bakery", fraud=True, occur_time=T0 - DAY), *honest]
+    )
     await store.label([Label("users/anna", "users/bakery", fraud=True, occur_time=T0 + DAY)])
 
     found = await store.observe([a_payment(1, occur_time=T0 + 2 * DAY)], now=T0 + 2 * DAY)

@@ -109,7 +109,7 @@ def train(worlds: Sequence[World], redis_url: str) -> tuple[bytes, dict[str, Any
     first = _fit(runs, [asyncio.run(_features(redis_url, run, _nobody)) for run in runs])
     threshold = _training_threshold(first, runs)
 
-    def judge(observed: Sequence[Observation], features: FeatureBatch) -> NDArray[np.bool_]:
+    def judge(_: Sequence[Observation], features: FeatureBatch) -> NDArray[np.bool_]:
         margin: NDArray[np.float64] = first.model.predict(
             features.matrix, raw_score=True, num_threads=1
         )
@@ -200,7 +200,7 @@ async def _features(redis_url: str, run: _Run, judge: Judge) -> NDArray[np.float
     return np.concatenate(rows)
 
 
-def _nobody(observed: Sequence[Observation], features: FeatureBatch) -> NDArray[np.bool_]:
+def _nobody(observed: Sequence[Observation], _: FeatureBatch) -> NDArray[np.bool_]:
     return np.zeros(len(observed), bool)
 
 

@@ -45,8 +45,8 @@ def to_onnx(booster: lgb.Booster, features: int) -> bytes:
         ir_version=8,
     )
     onnx.checker.check_model(model)
-    made: bytes = model.SerializeToString(deterministic=True)
-    return made
+    serialized: bytes = model.SerializeToString(deterministic=True)
+    return serialized
 
 
 def _add(

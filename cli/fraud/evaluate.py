@@ -199,7 +199,9 @@ def show(report: dict[str, Any], console: Console) -> None:
                 _percent(overall["fpr"]),
             )
             for scenario, each in said["scenarios"].items():
-                table.add_row("", f"scenario {scenario}", f"{each['count']}", _percent(each["recall"]))
+                table.add_row(
+                    "", f"scenario {scenario}", f"{each['count']}", _percent(each["recall"])
+                )
             precision = ", ".join(f"{k}: {_percent(p)}" for k, p in said["precision_at_k"].items())
             table.add_row("", f"precision of the k highest a day: {precision}")
             cost = said["cpu_us_per_payment"]

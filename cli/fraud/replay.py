@@ -50,7 +50,9 @@ async def replay(store: FeatureStore, world: World, label_delay: float, judge: J
         features = await store.observe(observed, now=float(world.time[end - 1]), settled=passed)
         stopped[start:end] = judge(observed, features)
         passed = [
-            seen for seen, stop in zip(observed, stopped[start:end].tolist(), strict=True) if not stop
+            seen
+            for seen, stop in zip(observed, stopped[start:end].tolist(), strict=True)
+            if not stop
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from services.fraud.domain.distance import EARTH_RADIUS_METERS
-from services.fraud.features.observation import ObservedPosition, Observation
+from services.fraud.features.observation import Observation, ObservedPosition
 
 DAY_SECONDS = 86_400
 # Day 0 of every world, so that event times are plausible ones: 2026-01-01.
@@ -98,11 +99,11 @@ class World:
                 f"users/v{vendor}",
                 minor_units,
                 at,
-                None if latitude != latitude else ObservedPosition(latitude, longitude),
-                None if distance != distance else distance,
+                None if isnan(latitude) else ObservedPosition(latitude, longitude),
+                None if isnan(distance) else distance,
                 f"{phone}" if phone >= 0 else "",
                 offline,
-                None if age != age else age,
+                None if isnan(age) else age,
                 remote,
             )
             for (
@@ -146,18 +147,22 @@ def _synccfd(directory: Path) -> World:
     numbers = ("t", "payer", "vendor", "cents", "remote", "dev_src", "scenario")
     places = ("dev_lat_e5", "dev_lon_e5")
     rows = _Table(directory / "synccfd_tx.parquet", numbers, nullable=places)
-    known = _Table(directory / "synccfd_places.parquet", ("id",), texts=("kind",), floats=("lat", "lon"))
+    known = _Table(
+        directory / "synccfd_places.parquet", ("id",), texts=("kind",), floats=("lat", "lon")
+    )
     kinds = known["kind"]
     wrong = set(np.unique(kinds)) - {"payer", "vendor", "home", "p", "v"}
     if wrong:
-        raise known.error("kind", f"{sorted(wrong)[0]!r} is neither a payer nor a vendor")
+        raise known.error("kind", f"{min(wrong)!r} is neither a payer nor a vendor")
     at_vendor = np.isin(kinds, ("vendor", "v"))
     sites, homes = known.places(at_vendor), known.places(~at_vendor)
     site = sites.of(rows, "vendor")
     home = homes.of(rows, "payer")
     source = rows["dev_src"]
     if not np.isin(source, (_AT_VENDOR, _AT_HOME, _ELSEWHERE)).all():
-        raise rows.error("dev_src", "must be 0 (the vendor's), 1 (home) or 2 (dev_lat_e5, dev_lon_e5)")
+        raise rows.error(
+            "dev_src", "must be 0 (the vendor's), 1 (home) or 2 (dev_lat_e5, dev_lon_e5)"
+        )
     elsewhere = np.stack([rows["dev_lat_e5"], rows["dev_lon_e5"]]) / 1e5
     position = np.where(source == _AT_VENDOR, site, np.where(source == _AT_HOME, home, elsewhere))
     return _world("synccfd", rows, position, site, scenario="scenario", remote=rows["remote"] == 1)
@@ -170,7 +175,9 @@ def _overlay(directory: Path) -> World:
     known = _Table(directory / "overlay_vendors.parquet", ("id",), floats=("reg_lat", "reg_lon"))
     site = known.places(np.ones(len(known), bool), "reg_lat", "reg_lon").of(rows, "vendor")
     position = np.stack([rows["dev_lat_e4"], rows["dev_lon_e4"]]) / 1e4
-    world = _world("overlay", rows, position, site, scenario="cls", remote=np.zeros(len(rows), bool))
+    world = _world(
+        "overlay", rows, position, site, scenario="cls", remote=np.zeros(len(rows), bool)
+    )
     offline = rows["offline"] == 1
     device = rows["device"]
     return replace(
@@ -190,8 +197,8 @@ def _world(
     if (rows["cents"] < 0).any():
         raise rows.error("cents", "amounts must not be below zero")
     latitude, longitude = position
-    possible = (np.abs(latitude) <= 90) & (np.abs(longitude) <= 180)  # NaN is neither
-    latitude = np.where(possible, latitude, np.nan)
+    # One that is half known is none.
+    latitude = np.where(np.isnan(longitude), np.nan, latitude)
     return World(
         name=name,
         day=(t // DAY_SECONDS).astype(np.int64),
@@ -218,7 +225,8 @@ def meters_between(place: Floats, other: Floats) -> Floats:
         np.sin((other_phi - phi) / 2) ** 2
         + np.cos(phi) * np.cos(other_phi) * np.sin((other_east - east) / 2) ** 2
     )
-    return 2 * EARTH_RADIUS_METERS * np.arcsin(np.sqrt(np.minimum(half_chord, 1.0)))
+    distance: Floats = 2 * EARTH_RADIUS_METERS * np.arcsin(np.sqrt(np.minimum(half_chord, 1.0)))
+    return distance
 
 
 class _Table:
@@ -239,17 +247,22 @@ class _Table:
             columns = pq.read_schema(path).names
             for name in (*numbers, *texts):
                 if name not in columns:
-                    raise WorldError(f"{path} lacks the column {name!r}; it has {', '.join(columns)}.")
+                    raise WorldError(
+                        f"{path} lacks the column {name!r}; it has {', '.join(columns)}."
+                    )
             table = pq.read_table(path, columns=[*numbers, *texts])
         except FileNotFoundError:
             raise WorldError(f"{path} is missing.") from None
         except (pa.ArrowException, OSError) as error:
             raise WorldError(f"{path} cannot be read as Parquet: {error}") from error
         self._columns: Mapping[str, NDArray[Any]] = {
-            **{name: self._number(table[name], name, nullable=name not in whole) for name in numbers},
+            **{
+                name: self._number(table[name], name, nullable=name not in whole)
+                for name in numbers
+            },
             **{name: table[name].to_numpy(zero_copy_only=False).astype(str) for name in texts},
         }
-        self._rows = table.num_rows
+        self._rows: int = table.num_rows
 
     def __len__(self) -> int:
         return self._rows
@@ -265,11 +278,14 @@ class _Table:
 
     def _number(self, column: pa.ChunkedArray, name: str, *, nullable: bool) -> Floats:
         kind = column.type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)):
+        if not (
+            pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        ):
             raise self.error(name, f"must hold numbers, not {kind}")
         if column.null_count and not nullable:
             raise self.error(name, "must not be null")
-        return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        values: Floats = column.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return values
 
 
 class _Places:

@@ -9,7 +9,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from services.fraud.features.layout import event_time
+from services.fraud.features.layout import event_time, known_distance
 from services.fraud.features.observation import Observation
 from services.fraud.features.spec import INDEX, NAMES
 
@@ -22,6 +22,8 @@ _WEEK, _FORTNIGHT = 7 * _DAY, 14 * _DAY
 _EARTH_RADIUS_KM = 6_371.0088
 _FLOAT_MAX = 3e38
 _RECENT_SECONDS = 60.0
+# Payments from which on a vendor's average distance is called usual.
+_USUAL_AFTER = 3
 
 Floats = NDArray[np.float64]
 
@@ -141,18 +143,17 @@ _SAID = (
 def _said(observations: Sequence[Observation], latest: float) -> dict[str, Floats]:
     rows = []
     for seen in observations:
-        position, distance = seen.position, seen.site_distance_meters
+        position = seen.position
         if position is None or not position.is_possible():
             place = (0.0, 0.0, 0.0, -1.0, position is not None and position.mocked, -1.0)
         else:
-            known = distance is not None and 0 <= distance < 1e9
             place = (
                 1.0,
                 position.latitude,
                 position.longitude,
                 position.accuracy_meters,
                 position.mocked,
-                distance if distance is not None and known else -1.0,
+                known_distance(seen),
             )
         age = seen.code_age_seconds
         rows.append(
@@ -192,14 +193,11 @@ def _payer(out: _Columns, said: dict[str, Floats], old: _State) -> None:
             # For a late payment: what came in late before it, or what newer counters still say.
             count, spent = np.maximum(count, late_counts[at]), np.maximum(spent, late_sums[at])
         out[f"count_{window}"], out[f"sum_{window}"] = count, spent
-        if window in ("1h", "1d"):
-            average = (spent + amount) / (count + 1.0) / np.maximum(mean, 1.0)
-            name = "hour_to_mean" if window == "1h" else "day_to_mean"
-            out[name] = np.where(payments > 0, average, -1.0)
-        if window == "1d":
-            out["count_rush"], out["spend_rush"] = count + 1.0, spent + amount
-    out["count_rush"] *= 30.0 / (count + 1.0)
-    out["spend_rush"] *= 30.0 / (spent + amount)
+    for name, window in (("hour_to_mean", "1h"), ("day_to_mean", "1d")):
+        average = (out[f"sum_{window}"] + amount) / (out[f"count_{window}"] + 1.0)
+        out[name] = np.where(payments > 0, average / np.maximum(mean, 1.0), -1.0)
+    out["count_rush"] = 30.0 * (out["count_1d"] + 1.0) / (out["count_30d"] + 1.0)
+    out["spend_rush"] = 30.0 * (out["sum_1d"] + amount) / (out["sum_30d"] + amount)
     out["seconds_since_last"] = np.where(known, np.abs(gap), -1.0)
     out["remote"] = said["remote"]
     out["offline"] = said["offline"]
@@ -221,7 +219,7 @@ def _place(out: _Columns, said: dict[str, Floats], old: _State) -> None:
     out["accuracy_m"] = accuracy
     distance = said["distance"]
     out["vendor_distance_km"] = np.where(distance >= 0, distance / 1_000, -1.0)
-    usual = np.where(old["vendor_distances"] >= 3, old["vendor_distance"], 0.0)
+    usual = np.where(old["vendor_distances"] >= _USUAL_AFTER, old["vendor_distance"], 0.0)
     beyond = np.maximum(distance - usual - accuracy, 0.0)
     out["vendor_distance_excess_km"] = np.where(distance >= 0, beyond / 1_000, -1.0)
     home, last = old["home"], old["last_place"]
@@ -283,8 +281,7 @@ def _kilometers(
     phi, other_phi = np.radians(latitude), np.radians(other_latitude)
     half_chord = (
         np.sin((other_phi - phi) / 2) ** 2
-        + np.cos(phi)
-        * np.cos(other_phi)
-        * np.sin(np.radians(other_longitude - longitude) / 2) ** 2
+        + np.cos(phi) * np.cos(other_phi) * np.sin(np.radians(other_longitude - longitude) / 2) ** 2
     )
-    return 2 * _EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(half_chord, 1.0)))
+    distance: Floats = 2 * _EARTH_RADIUS_KM * np.arcsin(np.sqrt(np.minimum(half_chord, 1.0)))
+    return distance

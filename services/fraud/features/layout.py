@@ -16,6 +16,8 @@ _PAYMENT = struct.Struct("<6dB12s8s8s")
 _LABEL = struct.Struct("<dB")
 _HAS_POSITION, _HAS_DISTANCE, _IS_OFFLINE = 1, 2, 4
 _NAME_BYTES_MAX = 200
+# Half around the Earth, and a little.
+_METERS_MAX = 2.1e7
 _NO_DEVICE = bytes(8)
 
 # The state before a payment, byte for byte as features.lua answers it.
@@ -80,9 +82,9 @@ def pack_payment(seen: Observation, *, latest: float) -> bytes:
     position = seen.position
     if position is not None and position.is_possible():
         flags, latitude, longitude = _HAS_POSITION, position.latitude, position.longitude
-        if seen.site_distance_meters is not None and 0 <= seen.site_distance_meters < 1e9:
+        distance = known_distance(seen)
+        if distance >= 0:
             flags |= _HAS_DISTANCE
-            distance = seen.site_distance_meters
     if seen.offline:
         flags |= _IS_OFFLINE
     if seen.code_age_seconds is not None and isfinite(seen.code_age_seconds):
@@ -108,6 +110,12 @@ def pack_payment(seen: Observation, *, latest: float) -> bytes:
             vendor,
         )
     )
+
+
+def known_distance(seen: Observation) -> float:
+    """Metres to the vendor's site; -1 when nothing that can be is known."""
+    distance = seen.site_distance_meters
+    return distance if distance is not None and 0 <= distance <= _METERS_MAX else -1.0
 
 
 def event_time(seen: Observation, latest: float) -> float:
@@ -137,7 +145,9 @@ def pack_label(label: Label) -> bytes:
 def _name(text: str) -> bytes:
     name = text.encode()
     if not 0 < len(name) <= _NAME_BYTES_MAX:
-        raise ValueError(f"A payer or vendor is named by 1 to {_NAME_BYTES_MAX} bytes, not {len(name)}.")
+        raise ValueError(
+            f"A payer or vendor is named by 1 to {_NAME_BYTES_MAX} bytes, not {len(name)}."
+        )
     return name
 
 

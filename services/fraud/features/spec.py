@@ -30,7 +30,9 @@ _VENDOR_COUNT = "Decayed count of payments to the vendor before this one, half-l
 FEATURES: tuple[Feature, ...] = (
     # The amount against the payer's own history.
     Feature("amount", "minor units", "What would be paid."),
-    Feature("payer_payments", "payments", "The payer's payments that were let through, at most 50."),
+    Feature(
+        "payer_payments", "payments", "The payer's payments that were let through, at most 50."
+    ),
     Feature("amount_to_mean", "ratio", "Amount over the payer's usual one; -1 without history."),
     Feature(
         "amount_z",
@@ -90,7 +92,9 @@ FEATURES: tuple[Feature, ...] = (
     Feature("offline", "0 or 1", "Paid with a code, without a network."),
     Feature("code_age_seconds", "s", "Age of that code; -1 without one."),
     # What the payer is used to.
-    Feature("payer_vendor_payments", "payments", "To this vendor that were let through; 0: a new one."),
+    Feature(
+        "payer_vendor_payments", "payments", "To this vendor that were let through; 0: a new one."
+    ),
     Feature("device_known", "-1, 0 or 1", "The payer has paid with this device; -1: it has no id."),
     Feature("device_age_days", "days", "Since the payer first paid with it; -1 when not known."),
     Feature("payer_devices", "devices", "The payer has paid with, at most 8."),
@@ -108,8 +112,12 @@ FEATURES: tuple[Feature, ...] = (
     Feature("vendor_old_code_share", "share", "Of them, with codes older than an hour."),
     Feature("vendor_no_position_share", "share", "Of them, without a position."),
     # What earlier payments turned out to be; only once that is known.
-    Feature("vendor_fraud_7d", "payments", "Decayed count of the vendor's fraud, half-life 7 days."),
-    Feature("vendor_fraud_28d", "payments", "Decayed count of the vendor's fraud, half-life 28 days."),
+    Feature(
+        "vendor_fraud_7d", "payments", "Decayed count of the vendor's fraud, half-life 7 days."
+    ),
+    Feature(
+        "vendor_fraud_28d", "payments", "Decayed count of the vendor's fraud, half-life 28 days."
+    ),
     Feature("vendor_fraud_share", "share", "Of the vendor's labelled payments (7 days), fraud."),
     Feature("vendor_days_since_fraud", "days", "Since the vendor's last fraud; -1: none known."),
     Feature(
@@ -122,7 +130,9 @@ FEATURES: tuple[Feature, ...] = (
         "payments",
         "Payments to the vendor known to be honest since its last fraud; -1: no fraud known.",
     ),
-    Feature("payer_fraud_14d", "payments", "Decayed count of the payer's fraud, half-life 14 days."),
+    Feature(
+        "payer_fraud_14d", "payments", "Decayed count of the payer's fraud, half-life 14 days."
+    ),
     Feature("payer_days_since_fraud", "days", "Since the payer's last fraud; -1: none known."),
     Feature(
         "payer_clean_since_fraud",

@@ -95,9 +95,7 @@ class FeatureStore:
 
 def without_history(observations: Sequence[Observation], *, now: float) -> FeatureBatch:
     """The features that need no history; all others as for a payer and a vendor nobody knows."""
-    return derive(
-        observations, unknown(len(observations)), latest=now + CLOCK_AHEAD_SECONDS
-    )
+    return derive(observations, unknown(len(observations)), latest=now + CLOCK_AHEAD_SECONDS)
 
 
 def _packed(observations: Sequence[Observation], latest: float) -> bytes:

@@ -68,7 +68,7 @@ class Scorer:
         try:
             return cls(_load(directory))
         except ArtefactError as error:
-            log.error(  # noqa: TRY400: the trace would say nothing more
+            log.error(  # noqa: TRY400 - the trace would say nothing more
                 "fraud model unavailable: payments are judged by rules only",
                 extra={"directory": str(directory), "cause": str(error)},
             )
@@ -89,7 +89,10 @@ class Scorer:
         if not len(matrix):
             return np.empty(0)
         (margin,) = self._model.session.run(None, {"features": matrix})
-        return np.interp(np.asarray(margin)[:, 0], self._model.margins, self._model.scores)
+        scores: NDArray[np.float64] = np.interp(
+            margin[:, 0], self._model.margins, self._model.scores
+        )
+        return scores
 
 
 def _load(directory: Path) -> _Model:
