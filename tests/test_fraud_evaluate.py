@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 import pytest
 
@@ -182,7 +183,19 @@ def test_a_missing_folder_and_an_empty_time_are_refused(data, capsys):
     assert main([*start, str(data / "none")]) == 1
     assert "is no folder" in capsys.readouterr().err
     assert main([*start, str(data), "--from-day", "12"]) == 1
-    assert "nothing is left to judge from day 12 on" in capsys.readouterr().err
+    assert "Nothing is left to judge from day 12 on" in capsys.readouterr().err
+
+
+def test_a_world_that_ends_before_the_day_is_passed_over(data, capsys):
+    path = data / "overlay_tx.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.filter(pa.compute.less(table["t"], 8 * DAY)), path)
+
+    report = evaluate(data, "--from-day", "9")
+
+    assert set(report["worlds"]) == {"synccfd"}
+    assert report["passed_over"] == {"overlay": "ends on day 7"}
+    assert "overlay is not judged" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("delay", ["1", "d", "1.5d", "-1d", "1w", ""])

@@ -72,14 +72,24 @@ async def evaluate(
 
     Nothing is fitted: model, rules and thresholds are those that are shipped.
 
+    A world that ends before that day is passed over, and listed as such.
+
     Raises:
-        WorldError: a world has no payments from that day on.
+        WorldError: every world does.
     """
     judged = {world.name: _judged(world, from_day) for world in worlds}
+    if not any(rows.any() for rows in judged.values()):
+        ends = ", ".join(f"{world.name} ends on day {world.day[-1]}" for world in worlds)
+        first = "its eighth day" if from_day is None else f"day {from_day}"
+        raise WorldError(
+            f"Nothing is left to judge from {first} on: {ends}. Give an earlier --from-day."
+        )
     checks = Checks(scorer)
     found: dict[str, Any] = {}
     for world in worlds:
         rows = judged[world.name]
+        if not rows.any():
+            continue
         found[world.name] = measure(world, await _replay(world, label_delay_seconds, checks), rows)
         if world.device is not None:
             plain = world.without_device()
@@ -89,17 +99,17 @@ async def evaluate(
         "model": scorer.version,
         "label_delay_seconds": label_delay_seconds,
         "worlds": found,
+        "passed_over": {
+            world.name: f"ends on day {world.day[-1]}"
+            for world in worlds
+            if world.name not in found
+        },
     }
 
 
 def _judged(world: World, from_day: int | None) -> NDArray[np.bool_]:
     first = int(world.day[0]) + _WARM_UP_DAYS if from_day is None else from_day
     rows: NDArray[np.bool_] = world.day >= first
-    if not rows.any():
-        raise WorldError(
-            f"World {world.name} ends on day {world.day[-1]}: nothing is left to judge from day {first} on. "
-            "Give an earlier --from-day."
-        )
     return rows
 
 
@@ -214,6 +224,8 @@ def show(report: dict[str, Any], console: Console) -> None:
     model = report["model"] or "none: rules only"
     console.print(f"model {model}; labels known after {days:g} d", highlight=False)
     console.print(table)
+    for name, why in report["passed_over"].items():
+        console.print(f"{name} is not judged: it {why}, before --from-day", highlight=False)
 
 
 def _percent(share: float | None) -> str:
