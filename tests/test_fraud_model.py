@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +134,12 @@ def test_a_bad_model_leaves_the_rules_alone_and_says_so_loudly(artefact, caplog,
     assert "judged by rules only" in caplog.text
     with pytest.raises(RuntimeError, match="no model"):
         scorer.score(some_features(1))
+
+
+def test_the_documentation_lists_exactly_these_features():
+    page = (Path(__file__).parents[1] / "docs" / "fraud.md").read_text()
+
+    wanted = [f"| `{each.name}` | {each.unit} | {each.meaning} |" for each in FEATURES]
+    start = page.index("| feature | unit | meaning |")
+    table = page[start : page.index("\n\n", start)].splitlines()[2:]
+    assert table == wanted

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import lightgbm as lgb
@@ -11,16 +12,17 @@ import onnx
 from onnx import TensorProto, helper
 
 
-def to_onnx(booster: lgb.Booster, features: int) -> bytes:
-    """A model with input `features` (n, features) and output `margin` (n, 1): the raw score.
+def to_onnx(boosters: Sequence[lgb.Booster], features: int) -> bytes:
+    """A model with input `features` (n, features) and output `margin` (n, 1): their mean raw score.
 
     Thresholds are rounded down to 32 bits: no 32-bit feature lies between a threshold and the
     rounded one, so that every payment takes the same branch as in LightGBM.
     """
     nodes: dict[str, list[Any]] = defaultdict(list)
     leaves: dict[str, list[Any]] = defaultdict(list)
-    for tree, made in enumerate(booster.dump_model()["tree_info"]):
-        _add(nodes, leaves, tree, made["tree_structure"])
+    made = [tree for booster in boosters for tree in booster.dump_model()["tree_info"]]
+    for number, tree in enumerate(made):
+        _add(nodes, leaves, number, tree["tree_structure"], 1 / len(boosters))
     trees = helper.make_node(
         "TreeEnsembleRegressor",
         ["features"],
@@ -50,7 +52,11 @@ def to_onnx(booster: lgb.Booster, features: int) -> bytes:
 
 
 def _add(
-    nodes: dict[str, list[Any]], leaves: dict[str, list[Any]], tree: int, root: dict[str, Any]
+    nodes: dict[str, list[Any]],
+    leaves: dict[str, list[Any]],
+    tree: int,
+    root: dict[str, Any],
+    weight: float,
 ) -> None:
     next_id = 0
 
@@ -72,7 +78,7 @@ def _add(
             leaves["target_treeids"].append(tree)
             leaves["target_nodeids"].append(me)
             leaves["target_ids"].append(0)
-            leaves["target_weights"].append(float(node["leaf_value"]))
+            leaves["target_weights"].append(weight * float(node["leaf_value"]))
         else:
             assert node["decision_type"] == "<="
             nodes["nodes_truenodeids"][at] = visit(node["left_child"])
