@@ -24,6 +24,7 @@ from typing import Any
 
 import lightgbm as lgb
 import numpy as np
+import onnxruntime
 from numpy.typing import NDArray
 
 from cli import valkey
@@ -44,6 +45,8 @@ _VALIDATION_DAYS = {"synccfd": (62, 69), "overlay": (53, 61)}
 # 1 %: rules stop a few more, and other worlds are not quite like these.
 _REVIEW_HONEST_SHARE = 0.008
 _POINTS_PER_DECADE = 25.0
+# Margins are sums of some hundred 32-bit leaves.
+_ONNX_DIFFERENCE_MAX = 1e-4
 
 # Chosen on the training days alone: fitted to the first two thirds, compared on the rest. Wide
 # leaves, few columns a tree and a strong penalty, so that no single pattern of these worlds decides.
@@ -123,6 +126,7 @@ def train(worlds: Sequence[World], redis_url: str) -> tuple[bytes, dict[str, Any
     margins = [_margins(final, matrix, threads=2) for matrix in matrices]
     anchors = _calibrate(runs, margins)
     made = to_onnx(final, len(NAMES))
+    _check(made, matrices[0], margins[0])
     review = float(np.interp(REVIEW_SCORE, anchors["scores"], anchors["margins"]))
     gains = sum(model.feature_importance("gain") for model in final)
     digest = hashlib.sha256(made).hexdigest()
@@ -198,6 +202,15 @@ def _training_threshold(
         margins = _margins(models, matrix[honest], threads=2)
         thresholds.append(float(np.quantile(margins, 1 - _REVIEW_HONEST_SHARE)))
     return max(thresholds)
+
+
+def _check(made: bytes, matrix: NDArray[np.float32], margins: NDArray[np.float64]) -> None:
+    """See that the ONNX model says what the trees say, on real payments."""
+    session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
+    (served,) = session.run(None, {"features": matrix})
+    worst = float(np.abs(served[:, 0] - margins).max())
+    if worst > _ONNX_DIFFERENCE_MAX:
+        raise RuntimeError(f"The exported model differs from the trained one by {worst}.")
 
 
 async def _features(redis_url: str, run: _Run, judge: Judge) -> NDArray[np.float32]:

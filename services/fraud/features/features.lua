@@ -22,9 +22,10 @@ local PAYER = '<dd' .. string.rep('f', 25)
 -- Vendor: 1 counted to; 2-5 counts, 6-9 offline, new payers, old codes, without position (7 d);
 -- profile: 10 payments, 11 mean amount, 12 with distance, 13 mean distance.
 local VENDOR = '<d' .. string.rep('f', 12)
-local VENDOR_LABELS_BYTES = 44
-local PAYER_LABELS_BYTES = 24
 local REST = '<dfff' .. string.rep('f', 10)
+
+-- Lifetimes of keys, as the strings they are sent as.
+local EIGHT_DAYS, PROFILE_LIFE, VENDORS_LIFE, DEVICES_LIFE = '691200', '7776000', '15552000', '34560000'
 
 local PROFILE_WEIGHT_MAX = 50
 local HOME_WEIGHT_MAX = 20
@@ -103,7 +104,7 @@ local function count_late(payer, t, amount, rest)
     end
   end
   list = pack_record('<df', t, amount) .. string.sub(list, 1, 12 * (LATE_KEPT - 1))
-  redis.call('SET', key, list, 'EX', 8 * DAY)
+  redis.call('SET', key, list, 'EX', EIGHT_DAYS)
 end
 
 -- How many late payments a vendor had in the same hour and day before this one.
@@ -111,7 +112,7 @@ local function count_late_at_vendor(vendor, t, rest)
   local key = prefix .. 'late-vendor:' .. vendor .. ':' .. string.format('%d', math.floor(t / DAY))
   rest[13] = redis.call('HINCRBY', key, math.floor(t % DAY / 3600), 1) - 1
   rest[14] = redis.call('HINCRBY', key, 'day', 1) - 1
-  redis.call('EXPIRE', key, 8 * DAY)
+  redis.call('EXPIRE', key, EIGHT_DAYS)
 end
 
 -- A payment: t, amount, latitude, longitude, metres to site, code age, flags, payment, vendor and device
@@ -159,7 +160,7 @@ local function settle(data, position)
       p[27] = p[27] - 1
     end
   end
-  redis.call('SET', payer_key, pack_record(PAYER, unpack(p, 1, 27)), 'EX', 90 * DAY)
+  redis.call('SET', payer_key, pack_record(PAYER, unpack(p, 1, 27)), 'EX', PROFILE_LIFE)
 
   local v = {unpack_record(VENDOR, got[2] or EMPTY_VENDOR)}
   v[10] = v[10] + 1
@@ -171,7 +172,7 @@ local function settle(data, position)
     v[12] = v[12] + 1
     v[13] = v[13] + (distance - v[13]) / math.min(v[12], PROFILE_WEIGHT_MAX)
   end
-  redis.call('SET', vendor_key, pack_record(VENDOR, unpack(v, 1, 13)), 'EX', 90 * DAY)
+  redis.call('SET', vendor_key, pack_record(VENDOR, unpack(v, 1, 13)), 'EX', PROFILE_LIFE)
 
   local list, times = got[3] or '', 0
   local at = find(list, vendor_tag, 9)
@@ -180,7 +181,7 @@ local function settle(data, position)
     list = string.sub(list, 1, at - 1) .. string.sub(list, at + 9)
   end
   list = vendor_tag .. string.char(math.min(times + 1, 255)) .. string.sub(list, 1, 9 * (VENDORS_KEPT - 1))
-  redis.call('SET', vendors_key, list, 'EX', 180 * DAY)
+  redis.call('SET', vendors_key, list, 'EX', VENDORS_LIFE)
 
   if device ~= NO_DEVICE then
     list = got[4] or ''
@@ -191,7 +192,7 @@ local function settle(data, position)
         since = string.sub(list, at + 8, at + 15)
         list = string.sub(list, 1, at - 1) .. string.sub(list, at + 16)
       end
-      redis.call('SET', devices_key, device .. since .. string.sub(list, 1, 16 * (DEVICES_KEPT - 1)), 'EX', 400 * DAY)
+      redis.call('SET', devices_key, device .. since .. string.sub(list, 1, 16 * (DEVICES_KEPT - 1)), 'EX', DEVICES_LIFE)
     end
   end
   return next_position
@@ -227,7 +228,7 @@ local function observe(data, position, remember)
   count(p, 9, PAYER_HALF_LIVES, gap, amount)
   if gap >= 0 then p[1], p[15] = t, amount end
   if flags % 2 == 1 and t >= p[2] then p[2], p[16], p[17] = t, latitude, longitude end
-  redis.call('SET', payer_key, pack_record(PAYER, unpack(p, 1, 27)), 'EX', 90 * DAY)
+  redis.call('SET', payer_key, pack_record(PAYER, unpack(p, 1, 27)), 'EX', PROFILE_LIFE)
 
   local v = {unpack_record(VENDOR, vendor_before)}
   gap = t - v[1]
@@ -241,7 +242,7 @@ local function observe(data, position, remember)
   v[8] = v[8] * kept + (code_age > OLD_CODE_SECONDS and added or 0)
   v[9] = v[9] * kept + (flags % 2 == 0 and added or 0)
   if gap >= 0 then v[1] = t end
-  redis.call('SET', vendor_key, pack_record(VENDOR, unpack(v, 1, 13)), 'EX', 90 * DAY)
+  redis.call('SET', vendor_key, pack_record(VENDOR, unpack(v, 1, 13)), 'EX', PROFILE_LIFE)
 
   local answer = payer_before .. vendor_before .. (got[4] or EMPTY_VENDOR_LABELS)
     .. (got[5] or EMPTY_PAYER_LABELS) .. pack_record(REST, unpack(rest, 1, 14))
