@@ -58,10 +58,9 @@ class FeatureBatch(Sequence[FeatureVector]):
     def __init__(self, payments: Sequence[str], matrix: NDArray[np.float32]) -> None:
         self.matrix = matrix
         self._payments = payments
-        self._rows: list[list[float]] = matrix.tolist()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._payments)
 
     @overload
     def __getitem__(self, at: int) -> FeatureVector: ...
@@ -70,10 +69,10 @@ class FeatureBatch(Sequence[FeatureVector]):
     def __getitem__(self, at: int | slice) -> FeatureVector | list[FeatureVector]:
         if isinstance(at, slice):
             return [self[each] for each in range(*at.indices(len(self)))]
-        return FeatureVector(self._payments[at], tuple(self._rows[at]))
+        return FeatureVector(self._payments[at], tuple(self.matrix[at].tolist()))
 
     def __iter__(self) -> Iterator[FeatureVector]:
-        for payment, row in zip(self._payments, self._rows, strict=True):
+        for payment, row in zip(self._payments, self.matrix.tolist(), strict=True):
             yield FeatureVector(payment, tuple(row))
 
 
