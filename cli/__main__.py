@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         "figure",
         choices=("online", "offline", "fraud", "scale"),
         help="online: payments through the gateway, settled and durable. "
-        "offline, fraud and scale come with what they measure",
+        "fraud: what judging a payment costs. offline and scale come with what they measure",
     )
     _add_profile(bench)
     bench.add_argument(
@@ -260,6 +260,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    if options.figure == "fraud":
+        from bench import fraud
+
+        return fraud.run(options.json)
     if options.figure != "online":
         print(
             f"tallystick: bench {options.figure} comes with the service it measures, which is not there yet. "

@@ -67,6 +67,7 @@ class Assessor:
         limits: What this deployment allows.
         now: Seconds since 1970.
         clock: Seconds that only grow.
+        history_seconds: How long counters and profiles are waited for.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Assessor:
         *,
         now: Callable[[], float],
         clock: Callable[[], float],
+        history_seconds: float = _HISTORY_SECONDS,
     ) -> None:
         self._history = history
         self._scorer = scorer
@@ -87,6 +89,7 @@ class Assessor:
         self._limits = limits
         self._now = now
         self._clock = clock
+        self._history_seconds = history_seconds
         self._ask_again_at = 0.0
         self._settled: list[Observation] = []
 
@@ -175,7 +178,7 @@ class Assessor:
         if self._clock() >= self._ask_again_at:
             settled, self._settled = self._settled, []
             try:
-                async with asyncio.timeout(_HISTORY_SECONDS):
+                async with asyncio.timeout(self._history_seconds):
                     return await self._history.observe(observed, now=now, settled=settled), True
             except (RedisError, OSError, TimeoutError) as error:
                 # It may have learnt from them all the same, and knows them then by their ids.

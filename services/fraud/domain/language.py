@@ -99,13 +99,50 @@ def compile_expression(text: str) -> Expression:
     return Expression(frozenset(_WORD.findall(text)) & VARIABLES.keys(), program)
 
 
-def any_of(texts: Sequence[str]) -> Expression:
-    """One expression that is true when any of several is, each of which compiles.
+@dataclass(frozen=True, slots=True)
+class Expressions:
+    """Several expressions, asked together.
 
-    It is asked first: most payments trip no rule, and one call costs less than one for each rule.
+    Attributes:
+        each: Every one alone.
+        any: True when one of them is. Asked first: most payments trip no rule, and a call costs more
+            than what it computes.
+        names: The variables they name.
     """
+
+    each: tuple[Expression, ...]
+    any: Expression
+    names: frozenset[str]
+    _all: cel.Expression
+
+    def hold(self, values: Mapping[str, Value]) -> list[bool | None]:
+        """What `Expression.holds` says of each; nothing at all when none of them is true.
+
+        Args:
+            values: Of `names` at least.
+        """
+        if self.any.holds(values) is False:
+            return []
+        try:
+            found = self._all.eval(data=values).plain_value()
+        except RuntimeError:
+            found = None
+        if isinstance(found, list):
+            return list(map(bool, found))
+        # One of them cannot be computed, and with it the list.
+        return [each.holds({name: values[name] for name in each.names}) for each in self.each]
+
+
+def together(texts: Sequence[str]) -> Expressions:
+    """Compile expressions, each of which compiles alone, to be asked together."""
     # The line break ends a comment that an expression may end with.
-    return compile_expression(" || ".join(f"({text}\n)" for text in texts) or "false")
+    parts = [f"({text}\n)" for text in texts]
+    return Expressions(
+        tuple(compile_expression(text) for text in texts),
+        compile_expression(" || ".join(parts) or "false"),
+        frozenset(_WORD.findall(" ".join(texts))) & VARIABLES.keys(),
+        _ENVIRONMENT.compile(f"[{', '.join(parts)}]"),
+    )
 
 
 def values_of(names: frozenset[str]) -> Callable[[Case], dict[str, Value]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from services.fraud.domain.assessment import (
     DECLINE_SCORE,
+    PASSED,
     REVIEW_SCORE,
     Assessment,
     Code,
@@ -16,7 +17,7 @@ from services.fraud.domain.assessment import (
     not_assessable,
 )
 from services.fraud.domain.guard import Guard
-from services.fraud.domain.language import Expression, any_of, compile_expression, values_of
+from services.fraud.domain.language import together, values_of
 from services.fraud.domain.rules import Action, Entry, List, Mode, Rule, Suppression
 from services.fraud.domain.variables import Case, render
 from services.fraud.features.spec import INDEX
@@ -30,10 +31,9 @@ _MODEL_PAYMENTS_MIN = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Compiled:
+class _Known:
     rule: Rule
     code: Code
-    expression: Expression
 
 
 class RuleBook:
@@ -56,12 +56,12 @@ class RuleBook:
     ) -> None:
         self.revision = revision
         self._rules = [
-            _Compiled(rule, _code(rule.name), compile_expression(rule.expression))
+            _Known(rule, _code(rule.name))
             for rule in sorted(rules, key=_action)
             if rule.mode is not Mode.OFF
         ]
-        self._any = any_of([each.rule.expression for each in self._rules])
-        self._read = values_of(self._any.names)
+        self._expressions = together([each.rule.expression for each in self._rules])
+        self._read = values_of(self._expressions.names)
         self._lists: dict[tuple[List, str], float] = {
             (each.list, each.entity): each.expire_time for each in entries
         }
@@ -85,15 +85,14 @@ class RuleBook:
         listed = self._listed(case)
         if listed is not None and listed.code is Code.DENY_LISTED:
             return conclude([listed])
-        values = self._read(case)
+        held = self._expressions.hold(self._read(case))
         model = _model_signal(case)
-        if self._any.holds(values) is False and listed is None:
-            return conclude([model] if model else [])
+        if not held and listed is None:
+            return conclude([model]) if model else PASSED
         said: list[Signal] = [] if model is None else [model]
         shadow: list[Signal] = []
         allowed = listed
-        for each in self._rules:
-            holds = each.expression.holds(values)
+        for each, holds in zip(self._rules, held, strict=bool(held)):
             if holds is False or self._is_quiet(each.rule.name, case):
                 continue
             signal = self._signal(each, case, guard) if holds else _failed(each.rule, case)
@@ -109,7 +108,7 @@ class RuleBook:
         silenced = [signal for signal in said if signal.weight >= REVIEW_SCORE]
         return conclude([allowed, *notes], [*silenced, *shadow])
 
-    def _signal(self, each: _Compiled, case: Case, guard: Guard) -> Signal:
+    def _signal(self, each: _Known, case: Case, guard: Guard) -> Signal:
         rule = each.rule
         weight = rule.weight
         detail = render(rule.detail, case)
