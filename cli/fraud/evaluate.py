@@ -84,16 +84,15 @@ async def evaluate(
         raise WorldError(
             f"Nothing is left to judge from {first} on: {ends}. Give an earlier --from-day."
         )
-    checks = Checks(scorer)
     found: dict[str, Any] = {}
     for world in worlds:
         rows = judged[world.name]
         if not rows.any():
             continue
-        found[world.name] = measure(world, await _replay(world, label_delay_seconds, checks), rows)
+        found[world.name] = measure(world, await _replay(world, label_delay_seconds, scorer), rows)
         if world.device is not None:
             plain = world.without_device()
-            told = await _replay(plain, label_delay_seconds, checks)
+            told = await _replay(plain, label_delay_seconds, scorer)
             found[world.name]["without_device"] = measure(plain, told, rows)
     return {
         "model": scorer.version,
@@ -113,7 +112,8 @@ def _judged(world: World, from_day: int | None) -> NDArray[np.bool_]:
     return rows
 
 
-async def _replay(world: World, label_delay_seconds: float, checks: Checks) -> Found:
+async def _replay(world: World, label_delay_seconds: float, scorer: Scorer) -> Found:
+    checks = Checks(scorer, world.sites)
     stopped: list[NDArray[np.bool_]] = []
     scores: list[NDArray[np.float64]] = []
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from services.fraud.domain.assessment import Site
 from services.fraud.domain.distance import EARTH_RADIUS_METERS
 from services.fraud.features.observation import Observation, ObservedPosition
 
@@ -49,6 +50,7 @@ class World:
         code_age: Seconds; NaN without code.
         device: A number each, -1 without; None in a world that knows no devices.
         scenario: 0 for honest payments, else the kind of fraud.
+        sites: Where each vendor sells, by its name.
     """
 
     name: str
@@ -65,6 +67,7 @@ class World:
     code_age: Floats
     device: Integers | None
     scenario: Integers
+    sites: Mapping[str, tuple[Site, ...]]
 
     def __len__(self) -> int:
         return len(self.time)
@@ -165,7 +168,8 @@ def _synccfd(directory: Path) -> World:
         )
     elsewhere = np.stack([rows["dev_lat_e5"], rows["dev_lon_e5"]]) / 1e5
     position = np.where(source == _AT_VENDOR, site, np.where(source == _AT_HOME, home, elsewhere))
-    return _world("synccfd", rows, position, site, scenario="scenario", remote=rows["remote"] == 1)
+    remote = rows["remote"] == 1
+    return _world("synccfd", rows, position, sites, scenario="scenario", remote=remote)
 
 
 def _overlay(directory: Path) -> World:
@@ -173,10 +177,10 @@ def _overlay(directory: Path) -> World:
     nullable = ("dev_lat_e4", "dev_lon_e4", "code_age_s", "device")
     rows = _Table(directory / "overlay_tx.parquet", numbers, nullable=nullable)
     known = _Table(directory / "overlay_vendors.parquet", ("id",), floats=("reg_lat", "reg_lon"))
-    site = known.places(np.ones(len(known), bool), "reg_lat", "reg_lon").of(rows, "vendor")
+    sites = known.places(np.ones(len(known), bool), "reg_lat", "reg_lon")
     position = np.stack([rows["dev_lat_e4"], rows["dev_lon_e4"]]) / 1e4
     world = _world(
-        "overlay", rows, position, site, scenario="cls", remote=np.zeros(len(rows), bool)
+        "overlay", rows, position, sites, scenario="cls", remote=np.zeros(len(rows), bool)
     )
     offline = rows["offline"] == 1
     device = rows["device"]
@@ -189,7 +193,7 @@ def _overlay(directory: Path) -> World:
 
 
 def _world(
-    name: str, rows: _Table, position: Floats, site: Floats, *, scenario: str, remote: Flags
+    name: str, rows: _Table, position: Floats, sites: _Places, *, scenario: str, remote: Flags
 ) -> World:
     t = rows["t"]
     if (np.diff(t) < 0).any():
@@ -209,12 +213,13 @@ def _world(
         minor_units=np.maximum(rows["cents"].astype(np.int64), 1),
         latitude=latitude,
         longitude=longitude,
-        site_distance=meters_between(np.stack([latitude, longitude]), site),
+        site_distance=meters_between(np.stack([latitude, longitude]), sites.of(rows, "vendor")),
         remote=remote,
         offline=np.zeros(len(rows), bool),
         code_age=np.full(len(rows), np.nan),
         device=None,
         scenario=rows[scenario].astype(np.int64),
+        sites=sites.as_sites(),
     )
 
 
@@ -294,6 +299,19 @@ class _Places:
     def __init__(self, ids: Floats, places: Floats) -> None:
         order = np.argsort(ids, kind="stable")
         self._ids, self._places = ids[order], places[:, order]
+
+    def as_sites(self) -> dict[str, tuple[Site, ...]]:
+        """One open site for each vendor, as the service would know it."""
+        latitudes, longitudes = self._places.tolist()
+        return {
+            f"users/v{number:.0f}": (
+                Site(f"users/v{number:.0f}/sites/1", latitude, longitude, open=True),
+            )
+            for number, latitude, longitude in zip(
+                self._ids.tolist(), latitudes, longitudes, strict=True
+            )
+            if not isnan(latitude + longitude)
+        }
 
     def of(self, rows: _Table, column: str) -> Floats:
         """Latitudes and longitudes for a column of ids; NaN for an id without a place."""
