@@ -9,8 +9,11 @@ BENCH ?= online
 # The stamps lie in the environment, so that removing it removes them.
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+TRAINING := $(VENV)/.training
+# Where `make train-fraud` finds labelled worlds; docs/fraud.md says what they hold.
+DATA ?= data/fraud
 
-.PHONY: setup setup-dev debian-packages gen format check-contracts lint test test-slow up demo bench lock clean
+.PHONY: setup setup-dev debian-packages gen format check-contracts lint test test-slow up demo bench train-fraud lock clean
 .DELETE_ON_ERROR:
 
 setup: $(RUNTIME)
@@ -78,6 +81,14 @@ demo: $(RUNTIME)
 bench: $(RUNTIME)
 	@$(BIN)/tallystick bench $(BENCH)
 
+# training.txt holds everything runtime.txt does, in the same versions.
+$(TRAINING): requirements/training.txt pyproject.toml $(VENV)/.setup
+	$(call install,requirements/training.txt)
+	@touch $(RUNTIME) $@
+
+train-fraud: $(TRAINING)
+	$(BIN)/python -m training.fraud --data $(DATA)
+
 # Newest versions that pyproject.toml allows, with the hashes of every file a Linux machine could
 # be served. Addresses and local paths stay out: they differ from machine to machine.
 COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes \
@@ -86,6 +97,7 @@ lock: $(VENV)/.setup
 	$(COMPILE) requirements/setup.in --output-file requirements/setup.txt
 	$(COMPILE) pyproject.toml --extra dev --constraint requirements/setup.txt --output-file requirements/dev.txt
 	$(COMPILE) pyproject.toml --constraint requirements/dev.txt --output-file requirements/runtime.txt
+	$(COMPILE) pyproject.toml --extra training --constraint requirements/dev.txt --output-file requirements/training.txt
 
 # Back to a bare clone. Also forgets the development stack's data: stop it first.
 clean:

@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "figure",
         choices=("online", "offline", "fraud", "scale"),
         help="online: payments through the gateway, settled and durable. "
-        "offline, fraud and scale come with what they measure",
+        "fraud: what judging a payment costs. offline and scale come with what they measure",
     )
     _add_profile(bench)
     bench.add_argument(
@@ -145,7 +145,42 @@ def _parser() -> argparse.ArgumentParser:
         help="offer twice the capacity for 10 s too: who is refused, and how soon all is well again",
     )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
+
+    fraud = commands.add_parser(
+        "fraud", help="how good the fraud checks are", description="How good the fraud checks are."
+    )
+    _add_fraud(fraud.add_subparsers(title="commands", metavar="COMMAND", required=True))
     return parser
+
+
+def _add_fraud(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "replay labelled worlds through the shipped checks: recall, false positives, precision",
+    )
+    evaluate.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="with synccfd_tx and synccfd_places, overlay_tx and overlay_vendors (.parquet), or either pair",
+    )
+    evaluate.add_argument(
+        "--label-delay",
+        type=_duration,
+        required=True,
+        metavar="D",
+        help="how long after a payment it is known whether it was fraud: 1d, 12h, 7d",
+    )
+    evaluate.add_argument(
+        "--from-day",
+        type=int,
+        metavar="N",
+        help="judge payments from this day on; earlier ones only build state (default: a world's eighth day)",
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
 
 
 def _command(
@@ -221,7 +256,17 @@ def _demo(options: argparse.Namespace) -> int:
     return run.run(options.profile)
 
 
+def _evaluate(options: argparse.Namespace) -> int:
+    from cli.fraud import evaluate
+
+    return evaluate.run(options.data, options.label_delay, options.from_day, options.json)
+
+
 def _bench(options: argparse.Namespace) -> int:
+    if options.figure == "fraud":
+        from bench import fraud
+
+        return fraud.run(options.json)
     if options.figure != "online":
         print(
             f"tallystick: bench {options.figure} comes with the service it measures, which is not there yet. "
@@ -252,6 +297,15 @@ def _number(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero.")
     return value
+
+
+def _duration(text: str) -> float:
+    unit = {"d": 86_400.0, "h": 3_600.0, "m": 60.0, "s": 1.0}.get(text[-1:])
+    if unit is None or not text[:-1].isdecimal():
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no duration. Give a whole number and d, h, m or s, such as 1d."
+        )
+    return int(text[:-1]) * unit
 
 
 def _port(text: str) -> int:

@@ -18,11 +18,11 @@ from services.fraud.domain.assessment import (
     Limits,
     Position,
     Site,
-    assess,
     not_assessable,
 )
 from services.fraud.domain.distance import EARTH_RADIUS_METERS
 from services.money import Money
+from tests.fraud_checks import assess
 
 LIMITS = Limits()
 SHOP = Site("users/v/sites/shop", 12.9716, 77.5946, open=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
 
 from services.environment import Environment, SettingError, Tls
 from services.fraud.domain.assessment import Limits
+from services.fraud.labels import Patience
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,9 @@ class Settings:
         user_address: The user service, `host:port`.
         tls: Its certificate.
         limits: Where payments stop passing unseen.
+        decline_share_max: Of recent payments, what one rule may decline before it only reviews.
+        model_directory: Where the model is; None: the one that is shipped.
+        patience: When silence counts as honesty, and how long assessments are kept.
         drain_notice_ms: How long callers are given to notice NOT_SERVING before calls are ended.
         log_level: Least level logged.
     """
@@ -31,6 +37,9 @@ class Settings:
     limits: Limits
     drain_notice_ms: int
     log_level: str
+    decline_share_max: float = 0.05
+    model_directory: Path | None = None
+    patience: Patience = field(default_factory=Patience)
 
     @classmethod
     def read(cls, environment: Environment) -> Settings:
@@ -48,6 +57,14 @@ class Settings:
             limits=_limits(environment),
             drain_notice_ms=environment.integer("DRAIN_NOTICE_MS", 1_000),
             log_level=environment.text("LOG_LEVEL", "INFO"),
+            decline_share_max=environment.integer("DECLINE_SHARE_MAX_PERCENT", 5) / 100,
+            model_directory=Path(directory)
+            if (directory := environment.text("MODEL_DIR", ""))
+            else None,
+            patience=Patience(
+                undisputed=timedelta(days=environment.integer("UNDISPUTED_DAYS", 7, at_least=1)),
+                kept=timedelta(days=environment.integer("ASSESSMENTS_KEPT_DAYS", 120, at_least=1)),
+            ),
         )
 
 

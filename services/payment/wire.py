@@ -39,6 +39,7 @@ _MICROS_PER_SECOND = 1_000_000
 # What a payment's record has room for, whatever a fraud service to come may answer.
 _SCORE_MAX = 100
 _REASONS_MAX = 10
+_REASON_CHARACTERS_MAX = 40
 
 
 @functools.lru_cache(maxsize=256)
@@ -80,16 +81,21 @@ def risk_message(risk: Risk) -> payment_pb2.Risk:
 
 def risk(assessment: fraud_service_pb2.Assessment) -> Risk:
     """What the fraud service answered."""
-    codes = fraud_service_pb2.Signal.Code
-    known = codes.values()
-    reasons = dict.fromkeys(
-        codes.Name(signal.code).removeprefix("CODE_") if signal.code in known else "UNKNOWN_SIGNAL"
-        for signal in assessment.signals
-    )
+    reasons = dict.fromkeys(_reason(signal) for signal in assessment.signals)
     # A decision this version does not know, or none, is a person's to make.
     decision = _DECISIONS.get(assessment.decision, Decision.REVIEW)
     score = min(max(assessment.score, 0), _SCORE_MAX)
     return Risk(decision, score, tuple(reasons)[:_REASONS_MAX])
+
+
+def _reason(signal: fraud_service_pb2.Signal) -> str:
+    """Of a rule, its name; of anything else, its code."""
+    if signal.reason:
+        return signal.reason[:_REASON_CHARACTERS_MAX]
+    codes = fraud_service_pb2.Signal.Code
+    if signal.code not in codes.values():
+        return "UNKNOWN_SIGNAL"
+    return codes.Name(signal.code).removeprefix("CODE_")
 
 
 def payment_message(payment: Payment) -> payment_pb2.Payment:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from math import isfinite
 
-from services.fraud.domain.distance import distance_meters
-from services.money import MINOR_UNIT_DIGITS, Money
+from services.money import Money
 
 
 class Decision(enum.Enum):
@@ -30,6 +27,12 @@ class Code(enum.Enum):
     AMOUNT_OVER_REVIEW_LIMIT = "AMOUNT_OVER_REVIEW_LIMIT"
     AMOUNT_OVER_LIMIT = "AMOUNT_OVER_LIMIT"
     FACTS_INVALID = "FACTS_INVALID"
+    RULE = "RULE"
+    MODEL = "MODEL"
+    HISTORY_UNAVAILABLE = "HISTORY_UNAVAILABLE"
+    RULE_FAILED = "RULE_FAILED"
+    DENY_LISTED = "DENY_LISTED"
+    ALLOW_LISTED = "ALLOW_LISTED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,17 @@ class Facts:
         amount: What would be paid; above zero.
         site: The name of the site it happens at; empty when it was not said.
         position: Where the payer's device is; None when it did not say.
+        payer: `users/{uuid}`.
+        vendor: `users/{uuid}`.
+        device: An id of the payer's device; empty when it is not known.
     """
 
     amount: Money
     site: str
     position: Position | None
+    payer: str = ""
+    vendor: str = ""
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +91,8 @@ class Limits:
 
     Attributes:
         distance_meters: How far the device may be from the vendor's site, inclusive.
-        position_floor_minor_units: From this amount on, inclusive, a payment needs a position
-            and a site.
+        position_floor_minor_units: From this amount on, inclusive, a payment needs a position,
+            a site and a history that can be read.
         review_minor_units: From this amount on, inclusive, a person must look.
         hard_minor_units: Above this amount, exclusive, a payment is refused.
     """
@@ -100,11 +109,14 @@ class Signal:
 
     Attributes:
         code: What was seen.
-        weight: How much it says by itself, 1 to 100.
+        reason: The rule's name; without a rule, the code's.
+        weight: How much it says by itself: DECLINE_SCORE refuses, REVIEW_SCORE and more asks for a
+            person, less is a note.
         detail: In words, with the figures.
     """
 
     code: Code
+    reason: str
     weight: int
     detail: str
 
@@ -118,175 +130,56 @@ class Assessment:
         score: 0 (no sign) to 100. The decision is ALLOW below REVIEW_SCORE, DECLINE at
             DECLINE_SCORE, REVIEW between them.
         signals: Strongest first; signals of equal weight in the order of the checks.
+        shadow: What rules in shadow would have added, and what an ALLOW silenced.
     """
 
     decision: Decision
     score: int
     signals: tuple[Signal, ...]
+    shadow: tuple[Signal, ...] = ()
 
 
 # From this score on a person must look; a signal that weighs DECLINE_SCORE refuses the payment.
 REVIEW_SCORE = 50
 DECLINE_SCORE = 100
+# Facts that cannot be true are more often a defect than an attack.
+_FACTS_INVALID_WEIGHT = 60
 
-# A device that admits to a made-up position is the plainest sign short of a refusal. Distance comes
-# next: honest devices exceed it now and then (a stale fix, a vendor's van). Facts that cannot be
-# true are more often a defect than an attack. A large amount, or a large enough one without a
-# position, says little by itself: just enough to look.
-_WEIGHTS = {
-    Code.AMOUNT_OVER_LIMIT: DECLINE_SCORE,
-    Code.POSITION_MOCKED: 80,
-    Code.DISTANCE_OVER_LIMIT: 70,
-    Code.FACTS_INVALID: 60,
-    Code.AMOUNT_OVER_REVIEW_LIMIT: 50,
-    Code.POSITION_MISSING: 50,
-    Code.SITE_UNKNOWN: 50,
-}
-# Of a missing position or site below the floor: listed, and never enough by itself or together.
-_WEIGHT_BELOW_FLOOR = 10
-# Degrees.
-_LATITUDE_MAX = 90.0
-_LONGITUDE_MAX = 180.0
-
-
-def assess(facts: Facts, sites: Sequence[Site], limits: Limits) -> Assessment:
-    """Judge one payment. Total: whatever the facts hold, there is an answer.
-
-    The score treats signals as independent: 100 · (1 - Π(1 - weight / 100)), rounded, so that every
-    further signal adds to it and none but a refusal reaches 100.
-
-    Args:
-        facts: The payment. An amount or a position that cannot be true gives FACTS_INVALID.
-        sites: All sites of the vendor, open and closed; none when the vendor is not known.
-        limits: Where a payment stops passing unseen.
-    """
-    signals = _amount_signals(facts.amount, limits)
-    signals += _place_signals(facts, sites, limits)
-    return _conclude(signals)
+PASSED = Assessment(Decision.ALLOW, 0, ())
 
 
 def not_assessable(problems: Sequence[str]) -> Assessment:
-    """The answer for a payment whose facts break the contract: a person must look.
+    """The answer for a payment whose facts cannot be true: a person must look.
 
     Args:
         problems: What is wrong, each naming its field; at least one.
     """
-    return _conclude([_signal(Code.FACTS_INVALID, problem) for problem in problems])
+    code = Code.FACTS_INVALID
+    return conclude([Signal(code, code.value, _FACTS_INVALID_WEIGHT, each) for each in problems])
 
 
-def _conclude(signals: list[Signal]) -> Assessment:
+def conclude(signals: Sequence[Signal], shadow: Iterable[Signal] = ()) -> Assessment:
+    """The answer that signals add up to.
+
+    The score treats them as independent: 100 · (1 - Π(1 - weight / 100)), rounded, so that every
+    further signal adds to it. The strongest alone decides: notes never add up to a review, nor
+    reviews to a refusal.
+    """
     if not signals:
-        return _PASSED
-    signals.sort(key=_strongest_first)
-    strongest = signals[0].weight
+        return Assessment(Decision.ALLOW, 0, (), tuple(shadow))
+    ordered = tuple(sorted(signals, key=_strongest_first))
+    strongest = ordered[0].weight
     if strongest >= DECLINE_SCORE:
-        return Assessment(Decision.DECLINE, DECLINE_SCORE, tuple(signals))
+        return Assessment(Decision.DECLINE, DECLINE_SCORE, ordered, tuple(shadow))
     left = 1.0
-    for signal in signals:
+    for signal in ordered:
         left *= 1 - signal.weight / 100
-    score = min(DECLINE_SCORE - 1, round(100 * (1 - left)))
-    decision = Decision.REVIEW if score >= REVIEW_SCORE else Decision.ALLOW
-    return Assessment(decision, score, tuple(signals))
-
-
-_PASSED = Assessment(Decision.ALLOW, 0, ())
+    score = round(100 * (1 - left))
+    if strongest >= REVIEW_SCORE:
+        score = min(DECLINE_SCORE - 1, score)
+        return Assessment(Decision.REVIEW, score, ordered, tuple(shadow))
+    return Assessment(Decision.ALLOW, min(REVIEW_SCORE - 1, score), ordered, tuple(shadow))
 
 
 def _strongest_first(signal: Signal) -> int:
     return -signal.weight
-
-
-def _signal(code: Code, detail: str) -> Signal:
-    return Signal(code, _WEIGHTS[code], detail)
-
-
-def _amount_signals(amount: Money, limits: Limits) -> list[Signal]:
-    if amount.minor_units <= 0:
-        return [_signal(Code.FACTS_INVALID, "amount: must be above zero")]
-    if amount.currency_code not in MINOR_UNIT_DIGITS:
-        return [
-            _signal(Code.FACTS_INVALID, f"amount: {amount.currency_code!r} is no currency we keep")
-        ]
-    if amount.minor_units > limits.hard_minor_units:
-        limit = _text(limits.hard_minor_units, amount.currency_code)
-        return [_signal(Code.AMOUNT_OVER_LIMIT, f"{amount}; the limit is {limit}")]
-    if amount.minor_units >= limits.review_minor_units:
-        limit = _text(limits.review_minor_units, amount.currency_code)
-        detail = f"{amount}; from {limit} on a person must look"
-        return [_signal(Code.AMOUNT_OVER_REVIEW_LIMIT, detail)]
-    return []
-
-
-def _place_signals(facts: Facts, sites: Sequence[Site], limits: Limits) -> list[Signal]:
-    signals: list[Signal] = []
-    position = facts.position
-    if position is None:
-        signals.append(_absence(Code.POSITION_MISSING, "no position came with it", facts, limits))
-    elif problem := _problem(position):
-        signals.append(_signal(Code.FACTS_INVALID, problem))
-        return signals
-    elif position.mocked:
-        detail = "the device says that its position is made up"
-        signals.append(_signal(Code.POSITION_MOCKED, detail))
-    elif position.accuracy_meters > limits.distance_meters:
-        # Taken at its word, a device that is "somewhere within 100 km" would be near everything.
-        detail = f"the position is only good to {position.accuracy_meters / 1000:.1f} km"
-        signals.append(_absence(Code.POSITION_MISSING, detail, facts, limits))
-        position = None
-    places = _places(facts.site, sites)
-    if not places:
-        detail = "the vendor has no open site on record"
-        signals.append(_absence(Code.SITE_UNKNOWN, detail, facts, limits))
-    elif position is not None:
-        away = min(
-            distance_meters(position.latitude, position.longitude, site.latitude, site.longitude)
-            for site in places
-        )
-        # To the centimetre: a place computed to lie exactly at the limit passes, whatever the last
-        # bit of the computation says.
-        if round(away - position.accuracy_meters - limits.distance_meters, 2) > 0:
-            signals.append(_signal(Code.DISTANCE_OVER_LIMIT, _distance_detail(away, limits)))
-    return signals
-
-
-def _places(named: str, sites: Sequence[Site]) -> list[Site]:
-    """Where to measure from: the named site when it is open, else every open one."""
-    places = [site for site in sites if site.open]
-    if named:
-        for site in places:
-            if site.name == named:
-                return [site]
-    return places
-
-
-def _absence(code: Code, detail: str, facts: Facts, limits: Limits) -> Signal:
-    if facts.amount.minor_units < limits.position_floor_minor_units:
-        return Signal(code, _WEIGHT_BELOW_FLOOR, detail)
-    floor = _text(limits.position_floor_minor_units, facts.amount.currency_code)
-    return _signal(code, f"{detail}; from {floor} on it is needed")
-
-
-def _problem(position: Position) -> str:
-    """What cannot be true of a position; empty when it can be."""
-    # NaN fails every comparison, so each is asked for what must hold.
-    if not -_LATITUDE_MAX <= position.latitude <= _LATITUDE_MAX:
-        return "position.latitude: must be -90 to 90"
-    if not -_LONGITUDE_MAX <= position.longitude <= _LONGITUDE_MAX:
-        return "position.longitude: must be -180 to 180"
-    if not (position.accuracy_meters >= 0 and isfinite(position.accuracy_meters)):
-        return "position.accuracy_meters: must be finite and not below 0"
-    return ""
-
-
-def _distance_detail(away: float, limits: Limits) -> str:
-    kilometers, limit = away / 1000, limits.distance_meters / 1000
-    text = f"{kilometers:.1f}"
-    if float(text) <= limit:  # "20.0 km; the limit is 20 km" would explain nothing
-        text = f"{kilometers:.5f}"
-    return f"{text} km from the vendor's site; the limit is {limit:g} km"
-
-
-@lru_cache(maxsize=256)
-def _text(minor_units: int, currency_code: str) -> str:
-    known = currency_code in MINOR_UNIT_DIGITS
-    return str(Money(minor_units, currency_code)) if known else f"{minor_units} minor units"

@@ -141,6 +141,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
                 amount=request.amount,
                 position=request.position if request.HasField("position") else None,
                 occur_time=wire.timestamp(ledger.now()),
+                device=request.device_id,
             )
         payment = await ledger.owners.submit(command, (payer_id, vendor_id), facts)
         assert isinstance(payment, Payment)

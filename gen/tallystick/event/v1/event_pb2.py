@@ -23,6 +23,7 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from tallystick.fraud.v1 import fraud_service_pb2 as tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2
 from tallystick.offline.v1 import offline_pb2 as tallystick_dot_offline_dot_v1_dot_offline__pb2
 from tallystick.payment.v1 import payment_pb2 as tallystick_dot_payment_dot_v1_dot_payment__pb2
 from tallystick.payment.v1 import wallet_pb2 as tallystick_dot_payment_dot_v1_dot_wallet__pb2
@@ -30,61 +31,69 @@ from tallystick.type.v1 import money_pb2 as tallystick_dot_type_dot_v1_dot_money
 from tallystick.user.v1 import user_pb2 as tallystick_dot_user_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftallystick/event/v1/event.proto\x12\x13tallystick.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#tallystick/offline/v1/offline.proto\x1a#tallystick/payment/v1/payment.proto\x1a\"tallystick/payment/v1/wallet.proto\x1a\x1etallystick/type/v1/money.proto\x1a\x1dtallystick/user/v1/user.proto\"\xd2\x0b\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12.\n\noccur_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x06 \x01(\t\x12\x10\n\x08\x61udience\x18\x07 \x03(\t\x12\x38\n\x0cuser_changed\x18\n \x01(\x0b\x32 .tallystick.event.v1.UserChangedH\x00\x12<\n\x0etokens_revoked\x18\x0b \x01(\x0b\x32\".tallystick.event.v1.TokensRevokedH\x00\x12\x45\n\x13signing_key_rotated\x18\x0c \x01(\x0b\x32&.tallystick.event.v1.SigningKeyRotatedH\x00\x12@\n\x10terminal_changed\x18\r \x01(\x0b\x32$.tallystick.event.v1.TerminalChangedH\x00\x12>\n\x0fpayment_created\x18\x14 \x01(\x0b\x32#.tallystick.event.v1.PaymentCreatedH\x00\x12\x44\n\x12payment_processing\x18\x15 \x01(\x0b\x32&.tallystick.event.v1.PaymentProcessingH\x00\x12\x42\n\x11payment_succeeded\x18\x16 \x01(\x0b\x32%.tallystick.event.v1.PaymentSucceededH\x00\x12<\n\x0epayment_failed\x18\x17 \x01(\x0b\x32\".tallystick.event.v1.PaymentFailedH\x00\x12>\n\x0fpayment_flagged\x18\x18 \x01(\x0b\x32#.tallystick.event.v1.PaymentFlaggedH\x00\x12@\n\x10payment_refunded\x18\x19 \x01(\x0b\x32$.tallystick.event.v1.PaymentRefundedH\x00\x12@\n\x10payment_assessed\x18\x1a \x01(\x0b\x32$.tallystick.event.v1.PaymentAssessedH\x00\x12\x36\n\x0b\x66unds_moved\x18\x1b \x01(\x0b\x32\x1f.tallystick.event.v1.FundsMovedH\x00\x12<\n\x0ewallet_changed\x18\x1c \x01(\x0b\x32\".tallystick.event.v1.WalletChangedH\x00\x12\x36\n\x0b\x63\x61se_opened\x18( \x01(\x0b\x32\x1f.tallystick.event.v1.CaseOpenedH\x00\x12\x36\n\x0b\x63\x61se_closed\x18) \x01(\x0b\x32\x1f.tallystick.event.v1.CaseClosedH\x00\x12\x38\n\x0c\x63odes_issued\x18\x32 \x01(\x0b\x32 .tallystick.event.v1.CodesIssuedH\x00\x12\x36\n\x0b\x63odes_ended\x18\x33 \x01(\x0b\x32\x1f.tallystick.event.v1.CodesEndedH\x00\x12<\n\x0e\x62\x61tch_received\x18\x34 \x01(\x0b\x32\".tallystick.event.v1.BatchReceivedH\x00\x12\x38\n\x0citem_decided\x18\x35 \x01(\x0b\x32 .tallystick.event.v1.ItemDecidedH\x00\x12\x43\n\x12\x64ouble_spend_found\x18\x36 \x01(\x0b\x32%.tallystick.event.v1.DoubleSpendFoundH\x00\x12I\n\x15offline_right_changed\x18\x37 \x01(\x0b\x32(.tallystick.event.v1.OfflineRightChangedH\x00\x42\x06\n\x04\x66\x61\x63t\"8\n\nEventBatch\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tallystick.event.v1.Event\"\xcf\x02\n\x0bUserChanged\x12\x37\n\x06\x63hange\x18\x01 \x01(\x0e\x32\'.tallystick.event.v1.UserChanged.Change\x12&\n\x04user\x18\x02 \x01(\x0b\x32\x18.tallystick.user.v1.User\x12\'\n\x05sites\x18\x03 \x03(\x0b\x32\x18.tallystick.user.v1.Site\"\xb5\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANGE_REGISTERED\x10\x01\x12\x13\n\x0f\x43HANGE_APPROVED\x10\x02\x12\x13\n\x0f\x43HANGE_REJECTED\x10\x03\x12\x14\n\x10\x43HANGE_SUSPENDED\x10\x04\x12\x15\n\x11\x43HANGE_REINSTATED\x10\x05\x12\x10\n\x0c\x43HANGE_SITES\x10\x06\x12\x13\n\x0f\x43HANGE_PASSWORD\x10\x07\"W\n\rTokensRevoked\x12\x15\n\rtoken_subject\x18\x01 \x01(\t\x12/\n\x0brevoke_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x11SigningKeyRotated\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12-\n\tsign_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x0ePaymentCreated\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\x13\n\x11PaymentProcessing\"\x88\x01\n\x10PaymentSucceeded\x12\x32\n\ttransfers\x18\x01 \x03(\x0b\x32\x1f.tallystick.payment.v1.Transfer\x12)\n\x04risk\x18\x02 \x01(\x0b\x32\x1b.tallystick.payment.v1.Risk\x12\x15\n\rreview_reason\x18\x03 \x01(\t\"\xc3\x01\n\rPaymentFailed\x12<\n\x06reason\x18\x01 \x01(\x0e\x32,.tallystick.payment.v1.Payment.FailureReason\x12\x32\n\ttransfers\x18\x02 \x03(\x0b\x32\x1f.tallystick.payment.v1.Transfer\x12)\n\x04risk\x18\x03 \x01(\x0b\x32\x1b.tallystick.payment.v1.Risk\x12\x15\n\rreview_reason\x18\x04 \x01(\t\"u\n\x0ePaymentFlagged\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x32\n\ttransfers\x18\x02 \x03(\x0b\x32\x1f.tallystick.payment.v1.Transfer\"q\n\x0fPaymentRefunded\x12\x31\n\x08transfer\x18\x01 \x01(\x0b\x32\x1f.tallystick.payment.v1.Transfer\x12+\n\x08refunded\x18\x02 \x01(\x0b\x32\x19.tallystick.type.v1.Money\"B\n\x0fPaymentAssessed\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"?\n\nFundsMoved\x12\x31\n\x08transfer\x18\x01 \x01(\x0b\x32\x1f.tallystick.payment.v1.Transfer\"/\n\rWalletChanged\x12\x0e\n\x06wallet\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\"0\n\nCaseOpened\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61se_subject\x18\x02 \x01(\t\"-\n\nCaseClosed\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc9\x01\n\x0fTerminalChanged\x12;\n\x06\x63hange\x18\x01 \x01(\x0e\x32+.tallystick.event.v1.TerminalChanged.Change\x12.\n\x08terminal\x18\x02 \x01(\x0b\x32\x1c.tallystick.user.v1.Terminal\"I\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_ENROLLED\x10\x01\x12\x12\n\x0e\x43HANGE_REVOKED\x10\x02\"9\n\x0b\x43odesIssued\x12*\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1b.tallystick.offline.v1.Code\"H\n\nCodesEnded\x12*\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1b.tallystick.offline.v1.Code\x12\x0e\n\x06reason\x18\x02 \x01(\t\"<\n\rBatchReceived\x12+\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1c.tallystick.offline.v1.Batch\"8\n\x0bItemDecided\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.tallystick.offline.v1.Item\"L\n\x10\x44oubleSpendFound\x12\x38\n\x0c\x64ouble_spend\x18\x01 \x01(\x0b\x32\".tallystick.offline.v1.DoubleSpend\"I\n\x13OfflineRightChanged\x12\x32\n\x05right\x18\x01 \x01(\x0b\x32#.tallystick.offline.v1.OfflineRightb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ftallystick/event/v1/event.proto\x12\x13tallystick.event.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\'tallystick/fraud/v1/fraud_service.proto\x1a#tallystick/offline/v1/offline.proto\x1a#tallystick/payment/v1/payment.proto\x1a\"tallystick/payment/v1/wallet.proto\x1a\x1etallystick/type/v1/money.proto\x1a\x1dtallystick/user/v1/user.proto\"\x91\r\n\x05\x45vent\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12.\n\noccur_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08trace_id\x18\x06 \x01(\t\x12\x10\n\x08\x61udience\x18\x07 \x03(\t\x12\x38\n\x0cuser_changed\x18\n \x01(\x0b\x32 .tallystick.event.v1.UserChangedH\x00\x12<\n\x0etokens_revoked\x18\x0b \x01(\x0b\x32\".tallystick.event.v1.TokensRevokedH\x00\x12\x45\n\x13signing_key_rotated\x18\x0c \x01(\x0b\x32&.tallystick.event.v1.SigningKeyRotatedH\x00\x12@\n\x10terminal_changed\x18\r \x01(\x0b\x32$.tallystick.event.v1.TerminalChangedH\x00\x12>\n\x0fpayment_created\x18\x14 \x01(\x0b\x32#.tallystick.event.v1.PaymentCreatedH\x00\x12\x44\n\x12payment_processing\x18\x15 \x01(\x0b\x32&.tallystick.event.v1.PaymentProcessingH\x00\x12\x42\n\x11payment_succeeded\x18\x16 \x01(\x0b\x32%.tallystick.event.v1.PaymentSucceededH\x00\x12<\n\x0epayment_failed\x18\x17 \x01(\x0b\x32\".tallystick.event.v1.PaymentFailedH\x00\x12>\n\x0fpayment_flagged\x18\x18 \x01(\x0b\x32#.tallystick.event.v1.PaymentFlaggedH\x00\x12@\n\x10payment_refunded\x18\x19 \x01(\x0b\x32$.tallystick.event.v1.PaymentRefundedH\x00\x12@\n\x10payment_assessed\x18\x1a \x01(\x0b\x32$.tallystick.event.v1.PaymentAssessedH\x00\x12\x36\n\x0b\x66unds_moved\x18\x1b \x01(\x0b\x32\x1f.tallystick.event.v1.FundsMovedH\x00\x12<\n\x0ewallet_changed\x18\x1c \x01(\x0b\x32\".tallystick.event.v1.WalletChangedH\x00\x12\x36\n\x0b\x63\x61se_opened\x18( \x01(\x0b\x32\x1f.tallystick.event.v1.CaseOpenedH\x00\x12\x36\n\x0b\x63\x61se_closed\x18) \x01(\x0b\x32\x1f.tallystick.event.v1.CaseClosedH\x00\x12\x38\n\x0c\x63odes_issued\x18\x32 \x01(\x0b\x32 .tallystick.event.v1.CodesIssuedH\x00\x12\x36\n\x0b\x63odes_ended\x18\x33 \x01(\x0b\x32\x1f.tallystick.event.v1.CodesEndedH\x00\x12<\n\x0e\x62\x61tch_received\x18\x34 \x01(\x0b\x32\".tallystick.event.v1.BatchReceivedH\x00\x12\x38\n\x0citem_decided\x18\x35 \x01(\x0b\x32 .tallystick.event.v1.ItemDecidedH\x00\x12\x43\n\x12\x64ouble_spend_found\x18\x36 \x01(\x0b\x32%.tallystick.event.v1.DoubleSpendFoundH\x00\x12I\n\x15offline_right_changed\x18\x37 \x01(\x0b\x32(.tallystick.event.v1.OfflineRightChangedH\x00\x12G\n\x14offline_risk_changed\x18< \x01(\x0b\x32\'.tallystick.event.v1.OfflineRiskChangedH\x00\x12\x38\n\x0c\x61lert_raised\x18= \x01(\x0b\x32 .tallystick.event.v1.AlertRaisedH\x00\x12:\n\rrules_changed\x18> \x01(\x0b\x32!.tallystick.event.v1.RulesChangedH\x00\x42\x06\n\x04\x66\x61\x63t\"8\n\nEventBatch\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x1a.tallystick.event.v1.Event\"\xcf\x02\n\x0bUserChanged\x12\x37\n\x06\x63hange\x18\x01 \x01(\x0e\x32\'.tallystick.event.v1.UserChanged.Change\x12&\n\x04user\x18\x02 \x01(\x0b\x32\x18.tallystick.user.v1.User\x12\'\n\x05sites\x18\x03 \x03(\x0b\x32\x18.tallystick.user.v1.Site\"\xb5\x01\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANGE_REGISTERED\x10\x01\x12\x13\n\x0f\x43HANGE_APPROVED\x10\x02\x12\x13\n\x0f\x43HANGE_REJECTED\x10\x03\x12\x14\n\x10\x43HANGE_SUSPENDED\x10\x04\x12\x15\n\x11\x43HANGE_REINSTATED\x10\x05\x12\x10\n\x0c\x43HANGE_SITES\x10\x06\x12\x13\n\x0f\x43HANGE_PASSWORD\x10\x07\"W\n\rTokensRevoked\x12\x15\n\rtoken_subject\x18\x01 \x01(\t\x12/\n\x0brevoke_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"R\n\x11SigningKeyRotated\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12-\n\tsign_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"A\n\x0ePaymentCreated\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\x13\n\x11PaymentProcessing\"\x88\x01\n\x10PaymentSucceeded\x12\x32\n\ttransfers\x18\x01 \x03(\x0b\x32\x1f.tallystick.payment.v1.Transfer\x12)\n\x04risk\x18\x02 \x01(\x0b\x32\x1b.tallystick.payment.v1.Risk\x12\x15\n\rreview_reason\x18\x03 \x01(\t\"\xc3\x01\n\rPaymentFailed\x12<\n\x06reason\x18\x01 \x01(\x0e\x32,.tallystick.payment.v1.Payment.FailureReason\x12\x32\n\ttransfers\x18\x02 \x03(\x0b\x32\x1f.tallystick.payment.v1.Transfer\x12)\n\x04risk\x18\x03 \x01(\x0b\x32\x1b.tallystick.payment.v1.Risk\x12\x15\n\rreview_reason\x18\x04 \x01(\t\"u\n\x0ePaymentFlagged\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x32\n\ttransfers\x18\x02 \x03(\x0b\x32\x1f.tallystick.payment.v1.Transfer\"q\n\x0fPaymentRefunded\x12\x31\n\x08transfer\x18\x01 \x01(\x0b\x32\x1f.tallystick.payment.v1.Transfer\x12+\n\x08refunded\x18\x02 \x01(\x0b\x32\x19.tallystick.type.v1.Money\"B\n\x0fPaymentAssessed\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"?\n\nFundsMoved\x12\x31\n\x08transfer\x18\x01 \x01(\x0b\x32\x1f.tallystick.payment.v1.Transfer\"/\n\rWalletChanged\x12\x0e\n\x06wallet\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x02 \x01(\x08\"0\n\nCaseOpened\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x14\n\x0c\x63\x61se_subject\x18\x02 \x01(\t\"-\n\nCaseClosed\x12\x0f\n\x07outcome\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xc9\x01\n\x0fTerminalChanged\x12;\n\x06\x63hange\x18\x01 \x01(\x0e\x32+.tallystick.event.v1.TerminalChanged.Change\x12.\n\x08terminal\x18\x02 \x01(\x0b\x32\x1c.tallystick.user.v1.Terminal\"I\n\x06\x43hange\x12\x16\n\x12\x43HANGE_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x43HANGE_ENROLLED\x10\x01\x12\x12\n\x0e\x43HANGE_REVOKED\x10\x02\"9\n\x0b\x43odesIssued\x12*\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1b.tallystick.offline.v1.Code\"H\n\nCodesEnded\x12*\n\x05\x63odes\x18\x01 \x03(\x0b\x32\x1b.tallystick.offline.v1.Code\x12\x0e\n\x06reason\x18\x02 \x01(\t\"<\n\rBatchReceived\x12+\n\x05\x62\x61tch\x18\x01 \x01(\x0b\x32\x1c.tallystick.offline.v1.Batch\"8\n\x0bItemDecided\x12)\n\x04item\x18\x01 \x01(\x0b\x32\x1b.tallystick.offline.v1.Item\"L\n\x10\x44oubleSpendFound\x12\x38\n\x0c\x64ouble_spend\x18\x01 \x01(\x0b\x32\".tallystick.offline.v1.DoubleSpend\"I\n\x13OfflineRightChanged\x12\x32\n\x05right\x18\x01 \x01(\x0b\x32#.tallystick.offline.v1.OfflineRight\"\xca\x01\n\x12OfflineRiskChanged\x12\x0c\n\x04user\x18\x01 \x01(\t\x12<\n\x05level\x18\x02 \x01(\x0e\x32-.tallystick.event.v1.OfflineRiskChanged.Level\x12\x0e\n\x06reason\x18\x03 \x01(\t\"X\n\x05Level\x12\x15\n\x11LEVEL_UNSPECIFIED\x10\x00\x12\x10\n\x0cLEVEL_NORMAL\x10\x01\x12\x11\n\rLEVEL_REDUCED\x10\x02\x12\x13\n\x0fLEVEL_SUSPENDED\x10\x03\"8\n\x0b\x41lertRaised\x12)\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x1a.tallystick.fraud.v1.Alert\"0\n\x0cRulesChanged\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12\x0e\n\x06\x63hange\x18\x02 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.event.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_EVENT']._serialized_start=263
-  _globals['_EVENT']._serialized_end=1753
-  _globals['_EVENTBATCH']._serialized_start=1755
-  _globals['_EVENTBATCH']._serialized_end=1811
-  _globals['_USERCHANGED']._serialized_start=1814
-  _globals['_USERCHANGED']._serialized_end=2149
-  _globals['_USERCHANGED_CHANGE']._serialized_start=1968
-  _globals['_USERCHANGED_CHANGE']._serialized_end=2149
-  _globals['_TOKENSREVOKED']._serialized_start=2151
-  _globals['_TOKENSREVOKED']._serialized_end=2238
-  _globals['_SIGNINGKEYROTATED']._serialized_start=2240
-  _globals['_SIGNINGKEYROTATED']._serialized_end=2322
-  _globals['_PAYMENTCREATED']._serialized_start=2324
-  _globals['_PAYMENTCREATED']._serialized_end=2389
-  _globals['_PAYMENTPROCESSING']._serialized_start=2391
-  _globals['_PAYMENTPROCESSING']._serialized_end=2410
-  _globals['_PAYMENTSUCCEEDED']._serialized_start=2413
-  _globals['_PAYMENTSUCCEEDED']._serialized_end=2549
-  _globals['_PAYMENTFAILED']._serialized_start=2552
-  _globals['_PAYMENTFAILED']._serialized_end=2747
-  _globals['_PAYMENTFLAGGED']._serialized_start=2749
-  _globals['_PAYMENTFLAGGED']._serialized_end=2866
-  _globals['_PAYMENTREFUNDED']._serialized_start=2868
-  _globals['_PAYMENTREFUNDED']._serialized_end=2981
-  _globals['_PAYMENTASSESSED']._serialized_start=2983
-  _globals['_PAYMENTASSESSED']._serialized_end=3049
-  _globals['_FUNDSMOVED']._serialized_start=3051
-  _globals['_FUNDSMOVED']._serialized_end=3114
-  _globals['_WALLETCHANGED']._serialized_start=3116
-  _globals['_WALLETCHANGED']._serialized_end=3163
-  _globals['_CASEOPENED']._serialized_start=3165
-  _globals['_CASEOPENED']._serialized_end=3213
-  _globals['_CASECLOSED']._serialized_start=3215
-  _globals['_CASECLOSED']._serialized_end=3260
-  _globals['_TERMINALCHANGED']._serialized_start=3263
-  _globals['_TERMINALCHANGED']._serialized_end=3464
-  _globals['_TERMINALCHANGED_CHANGE']._serialized_start=3391
-  _globals['_TERMINALCHANGED_CHANGE']._serialized_end=3464
-  _globals['_CODESISSUED']._serialized_start=3466
-  _globals['_CODESISSUED']._serialized_end=3523
-  _globals['_CODESENDED']._serialized_start=3525
-  _globals['_CODESENDED']._serialized_end=3597
-  _globals['_BATCHRECEIVED']._serialized_start=3599
-  _globals['_BATCHRECEIVED']._serialized_end=3659
-  _globals['_ITEMDECIDED']._serialized_start=3661
-  _globals['_ITEMDECIDED']._serialized_end=3717
-  _globals['_DOUBLESPENDFOUND']._serialized_start=3719
-  _globals['_DOUBLESPENDFOUND']._serialized_end=3795
-  _globals['_OFFLINERIGHTCHANGED']._serialized_start=3797
-  _globals['_OFFLINERIGHTCHANGED']._serialized_end=3870
+  _globals['_EVENT']._serialized_start=304
+  _globals['_EVENT']._serialized_end=1985
+  _globals['_EVENTBATCH']._serialized_start=1987
+  _globals['_EVENTBATCH']._serialized_end=2043
+  _globals['_USERCHANGED']._serialized_start=2046
+  _globals['_USERCHANGED']._serialized_end=2381
+  _globals['_USERCHANGED_CHANGE']._serialized_start=2200
+  _globals['_USERCHANGED_CHANGE']._serialized_end=2381
+  _globals['_TOKENSREVOKED']._serialized_start=2383
+  _globals['_TOKENSREVOKED']._serialized_end=2470
+  _globals['_SIGNINGKEYROTATED']._serialized_start=2472
+  _globals['_SIGNINGKEYROTATED']._serialized_end=2554
+  _globals['_PAYMENTCREATED']._serialized_start=2556
+  _globals['_PAYMENTCREATED']._serialized_end=2621
+  _globals['_PAYMENTPROCESSING']._serialized_start=2623
+  _globals['_PAYMENTPROCESSING']._serialized_end=2642
+  _globals['_PAYMENTSUCCEEDED']._serialized_start=2645
+  _globals['_PAYMENTSUCCEEDED']._serialized_end=2781
+  _globals['_PAYMENTFAILED']._serialized_start=2784
+  _globals['_PAYMENTFAILED']._serialized_end=2979
+  _globals['_PAYMENTFLAGGED']._serialized_start=2981
+  _globals['_PAYMENTFLAGGED']._serialized_end=3098
+  _globals['_PAYMENTREFUNDED']._serialized_start=3100
+  _globals['_PAYMENTREFUNDED']._serialized_end=3213
+  _globals['_PAYMENTASSESSED']._serialized_start=3215
+  _globals['_PAYMENTASSESSED']._serialized_end=3281
+  _globals['_FUNDSMOVED']._serialized_start=3283
+  _globals['_FUNDSMOVED']._serialized_end=3346
+  _globals['_WALLETCHANGED']._serialized_start=3348
+  _globals['_WALLETCHANGED']._serialized_end=3395
+  _globals['_CASEOPENED']._serialized_start=3397
+  _globals['_CASEOPENED']._serialized_end=3445
+  _globals['_CASECLOSED']._serialized_start=3447
+  _globals['_CASECLOSED']._serialized_end=3492
+  _globals['_TERMINALCHANGED']._serialized_start=3495
+  _globals['_TERMINALCHANGED']._serialized_end=3696
+  _globals['_TERMINALCHANGED_CHANGE']._serialized_start=3623
+  _globals['_TERMINALCHANGED_CHANGE']._serialized_end=3696
+  _globals['_CODESISSUED']._serialized_start=3698
+  _globals['_CODESISSUED']._serialized_end=3755
+  _globals['_CODESENDED']._serialized_start=3757
+  _globals['_CODESENDED']._serialized_end=3829
+  _globals['_BATCHRECEIVED']._serialized_start=3831
+  _globals['_BATCHRECEIVED']._serialized_end=3891
+  _globals['_ITEMDECIDED']._serialized_start=3893
+  _globals['_ITEMDECIDED']._serialized_end=3949
+  _globals['_DOUBLESPENDFOUND']._serialized_start=3951
+  _globals['_DOUBLESPENDFOUND']._serialized_end=4027
+  _globals['_OFFLINERIGHTCHANGED']._serialized_start=4029
+  _globals['_OFFLINERIGHTCHANGED']._serialized_end=4102
+  _globals['_OFFLINERISKCHANGED']._serialized_start=4105
+  _globals['_OFFLINERISKCHANGED']._serialized_end=4307
+  _globals['_OFFLINERISKCHANGED_LEVEL']._serialized_start=4219
+  _globals['_OFFLINERISKCHANGED_LEVEL']._serialized_end=4307
+  _globals['_ALERTRAISED']._serialized_start=4309
+  _globals['_ALERTRAISED']._serialized_end=4365
+  _globals['_RULESCHANGED']._serialized_start=4367
+  _globals['_RULESCHANGED']._serialized_end=4415
 # @@protoc_insertion_point(module_scope)

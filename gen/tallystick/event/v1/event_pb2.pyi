@@ -11,6 +11,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from tallystick.fraud.v1 import fraud_service_pb2 as _fraud_service_pb2
 from tallystick.offline.v1 import offline_pb2 as _offline_pb2
 from tallystick.payment.v1 import payment_pb2 as _payment_pb2
 from tallystick.payment.v1 import wallet_pb2 as _wallet_pb2
@@ -61,6 +62,9 @@ class Event(_message.Message):
     ITEM_DECIDED_FIELD_NUMBER: _builtins.int
     DOUBLE_SPEND_FOUND_FIELD_NUMBER: _builtins.int
     OFFLINE_RIGHT_CHANGED_FIELD_NUMBER: _builtins.int
+    OFFLINE_RISK_CHANGED_FIELD_NUMBER: _builtins.int
+    ALERT_RAISED_FIELD_NUMBER: _builtins.int
+    RULES_CHANGED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """UUIDv7, made with the fact."""
     source: _builtins.str
@@ -165,6 +169,18 @@ class Event(_message.Message):
     def offline_right_changed(self) -> Global___OfflineRightChanged:
         """A wallet's owner may spend offline more, less, or not at all from now on."""
 
+    @_builtins.property
+    def offline_risk_changed(self) -> Global___OfflineRiskChanged:
+        """A payer may be trusted offline more, less, or not at all from now on."""
+
+    @_builtins.property
+    def alert_raised(self) -> Global___AlertRaised:
+        """The fraud checks found something a person should see."""
+
+    @_builtins.property
+    def rules_changed(self) -> Global___RulesChanged:
+        """An analyst changed rules, lists or suppressions."""
+
     def __init__(
         self,
         *,
@@ -196,12 +212,15 @@ class Event(_message.Message):
         item_decided: Global___ItemDecided | None = ...,
         double_spend_found: Global___DoubleSpendFound | None = ...,
         offline_right_changed: Global___OfflineRightChanged | None = ...,
+        offline_risk_changed: Global___OfflineRiskChanged | None = ...,
+        alert_raised: Global___AlertRaised | None = ...,
+        rules_changed: Global___RulesChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "signing_key_rotated", b"signing_key_rotated", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_raised", b"alert_raised", "batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "offline_risk_changed", b"offline_risk_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "rules_changed", b"rules_changed", "signing_key_rotated", b"signing_key_rotated", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "audience", b"audience", "batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "event_id", b"event_id", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "signing_key_rotated", b"signing_key_rotated", "source", b"source", "subject", b"subject", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "trace_id", b"trace_id", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "alert_raised", b"alert_raised", "audience", b"audience", "batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "event_id", b"event_id", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "offline_risk_changed", b"offline_risk_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "rules_changed", b"rules_changed", "signing_key_rotated", b"signing_key_rotated", "source", b"source", "subject", b"subject", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "trace_id", b"trace_id", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["user_changed", "tokens_revoked", "signing_key_rotated", "terminal_changed", "payment_created", "payment_processing", "payment_succeeded", "payment_failed", "payment_flagged", "payment_refunded", "payment_assessed", "funds_moved", "wallet_changed", "case_opened", "case_closed", "codes_issued", "codes_ended", "batch_received", "item_decided", "double_spend_found", "offline_right_changed"]  # noqa: Y015
+    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["user_changed", "tokens_revoked", "signing_key_rotated", "terminal_changed", "payment_created", "payment_processing", "payment_succeeded", "payment_failed", "payment_flagged", "payment_refunded", "payment_assessed", "funds_moved", "wallet_changed", "case_opened", "case_closed", "codes_issued", "codes_ended", "batch_received", "item_decided", "double_spend_found", "offline_right_changed", "offline_risk_changed", "alert_raised", "rules_changed"]  # noqa: Y015
     _WhichOneofArgType_fact: _TypeAlias = _typing.Literal["fact", b"fact"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_fact) -> _WhichOneofReturnType_fact | None: ...
 
@@ -861,3 +880,110 @@ class OfflineRightChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OfflineRightChanged: _TypeAlias = OfflineRightChanged  # noqa: Y015
+
+@_typing.final
+class OfflineRiskChanged(_message.Message):
+    """How far a payer may be trusted offline."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Level:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _LevelEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[OfflineRiskChanged._Level.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        LEVEL_UNSPECIFIED: OfflineRiskChanged._Level.ValueType  # 0
+        """Never sent."""
+        LEVEL_NORMAL: OfflineRiskChanged._Level.ValueType  # 1
+        """As anybody."""
+        LEVEL_REDUCED: OfflineRiskChanged._Level.ValueType  # 2
+        """With less than usual: a payment of theirs looked like fraud, and nobody has said yet that it was not."""
+        LEVEL_SUSPENDED: OfflineRiskChanged._Level.ValueType  # 3
+        """Not at all: a payment of theirs was fraud."""
+
+    class Level(_Level, metaclass=_LevelEnumTypeWrapper):
+        """How far."""
+
+    LEVEL_UNSPECIFIED: OfflineRiskChanged.Level.ValueType  # 0
+    """Never sent."""
+    LEVEL_NORMAL: OfflineRiskChanged.Level.ValueType  # 1
+    """As anybody."""
+    LEVEL_REDUCED: OfflineRiskChanged.Level.ValueType  # 2
+    """With less than usual: a payment of theirs looked like fraud, and nobody has said yet that it was not."""
+    LEVEL_SUSPENDED: OfflineRiskChanged.Level.ValueType  # 3
+    """Not at all: a payment of theirs was fraud."""
+
+    USER_FIELD_NUMBER: _builtins.int
+    LEVEL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    """`users/{uuid}`."""
+    level: Global___OfflineRiskChanged.Level.ValueType
+    """After the change."""
+    reason: _builtins.str
+    """Why, in words."""
+    def __init__(
+        self,
+        *,
+        user: _builtins.str = ...,
+        level: Global___OfflineRiskChanged.Level.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "reason", b"reason", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OfflineRiskChanged: _TypeAlias = OfflineRiskChanged  # noqa: Y015
+
+@_typing.final
+class AlertRaised(_message.Message):
+    """Something the fraud checks found."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def alert(self) -> _fraud_service_pb2.Alert:
+        """All of it."""
+
+    def __init__(
+        self,
+        *,
+        alert: _fraud_service_pb2.Alert | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlertRaised: _TypeAlias = AlertRaised  # noqa: Y015
+
+@_typing.final
+class RulesChanged(_message.Message):
+    """Rules as an analyst left them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_FIELD_NUMBER: _builtins.int
+    CHANGE_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Counts every change; who has seen this one has seen all before it."""
+    change: _builtins.str
+    """What was changed, in words: "rule VELOCITY_1H, version 3", "users/… denied"."""
+    def __init__(
+        self,
+        *,
+        revision: _builtins.int = ...,
+        change: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RulesChanged: _TypeAlias = RulesChanged  # noqa: Y015

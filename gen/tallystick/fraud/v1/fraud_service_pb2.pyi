@@ -230,6 +230,18 @@ class Signal(_message.Message):
         """More than one payment may be at all."""
         CODE_FACTS_INVALID: Signal._Code.ValueType  # 7
         """What came about the payment cannot be true, so it could not be assessed. The detail names the field."""
+        CODE_RULE: Signal._Code.ValueType  # 8
+        """A rule; `reason` says which."""
+        CODE_MODEL: Signal._Code.ValueType  # 9
+        """The model finds it as unlike honest payments as one in a hundred of them is, or more."""
+        CODE_HISTORY_UNAVAILABLE: Signal._Code.ValueType  # 10
+        """Counters and profiles could not be read, so only what needs no history was checked."""
+        CODE_RULE_FAILED: Signal._Code.ValueType  # 11
+        """A rule could not be evaluated on this payment; the detail names it."""
+        CODE_DENY_LISTED: Signal._Code.ValueType  # 12
+        """Payer, vendor or device is on the deny list."""
+        CODE_ALLOW_LISTED: Signal._Code.ValueType  # 13
+        """Payer, vendor or device is on the allow list."""
 
     class Code(_Code, metaclass=_CodeEnumTypeWrapper):
         """A code a person can read."""
@@ -250,23 +262,701 @@ class Signal(_message.Message):
     """More than one payment may be at all."""
     CODE_FACTS_INVALID: Signal.Code.ValueType  # 7
     """What came about the payment cannot be true, so it could not be assessed. The detail names the field."""
+    CODE_RULE: Signal.Code.ValueType  # 8
+    """A rule; `reason` says which."""
+    CODE_MODEL: Signal.Code.ValueType  # 9
+    """The model finds it as unlike honest payments as one in a hundred of them is, or more."""
+    CODE_HISTORY_UNAVAILABLE: Signal.Code.ValueType  # 10
+    """Counters and profiles could not be read, so only what needs no history was checked."""
+    CODE_RULE_FAILED: Signal.Code.ValueType  # 11
+    """A rule could not be evaluated on this payment; the detail names it."""
+    CODE_DENY_LISTED: Signal.Code.ValueType  # 12
+    """Payer, vendor or device is on the deny list."""
+    CODE_ALLOW_LISTED: Signal.Code.ValueType  # 13
+    """Payer, vendor or device is on the allow list."""
 
     CODE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    WEIGHT_FIELD_NUMBER: _builtins.int
     code: Global___Signal.Code.ValueType
     """What was seen."""
     detail: _builtins.str
     """In words, with the figures: "312.4 km from the vendor's site; the limit is 20 km"."""
+    reason: _builtins.str
+    """The same as `code` without its prefix; for CODE_RULE, the rule's name: "VELOCITY_1H"."""
+    weight: _builtins.int
+    """How much it says by itself, 0 to 100."""
     def __init__(
         self,
         *,
         code: Global___Signal.Code.ValueType = ...,
         detail: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        weight: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detail", b"detail", "reason", b"reason", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Signal: _TypeAlias = Signal  # noqa: Y015
+
+@_typing.final
+class Alert(_message.Message):
+    """Something a person should see."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Alert._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Alert._Kind.ValueType  # 0
+        """Never sent."""
+        KIND_PAYMENT: Alert._Kind.ValueType  # 1
+        """A payment was answered REVIEW or DECLINE."""
+        KIND_GUARD_TRIPPED: Alert._Kind.ValueType  # 2
+        """A rule declined more than its share of payments and only reviews from now on."""
+        KIND_MODEL_MISSING: Alert._Kind.ValueType  # 3
+        """The model cannot be used: payments are judged by rules only."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """What it is about."""
+
+    KIND_UNSPECIFIED: Alert.Kind.ValueType  # 0
+    """Never sent."""
+    KIND_PAYMENT: Alert.Kind.ValueType  # 1
+    """A payment was answered REVIEW or DECLINE."""
+    KIND_GUARD_TRIPPED: Alert.Kind.ValueType  # 2
+    """A rule declined more than its share of payments and only reviews from now on."""
+    KIND_MODEL_MISSING: Alert.Kind.ValueType  # 3
+    """The model cannot be used: payments are judged by rules only."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    PAYER_FIELD_NUMBER: _builtins.int
+    VENDOR_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    REASONS_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`alerts/{uuid}`; later ones sort behind earlier ones."""
+    kind: Global___Alert.Kind.ValueType
+    """What it is about."""
+    payment: _builtins.str
+    """`payments/{uuid}`, for KIND_PAYMENT; so are the five below."""
+    payer: _builtins.str
+    """`users/{uuid}`."""
+    vendor: _builtins.str
+    """`users/{uuid}`."""
+    decision: Global___Assessment.Decision.ValueType
+    """What was answered."""
+    score: _builtins.int
+    """0 to 100."""
+    detail: _builtins.str
+    """In words."""
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why, strongest first: the reasons of signals. For KIND_GUARD_TRIPPED, the rule."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: Global___Alert.Kind.ValueType = ...,
+        payment: _builtins.str = ...,
+        payer: _builtins.str = ...,
+        vendor: _builtins.str = ...,
+        decision: Global___Assessment.Decision.ValueType = ...,
+        score: _builtins.int = ...,
+        reasons: _abc.Iterable[_builtins.str] | None = ...,
+        detail: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "decision", b"decision", "detail", b"detail", "kind", b"kind", "name", b"name", "payer", b"payer", "payment", b"payment", "reasons", b"reasons", "score", b"score", "vendor", b"vendor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Alert: _TypeAlias = Alert  # noqa: Y015
+
+@_typing.final
+class GetAssessmentRequest(_message.Message):
+    """Asks for an assessment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    payment: _builtins.str
+    """`payments/{uuid}`."""
+    def __init__(
+        self,
+        *,
+        payment: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payment", b"payment"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAssessmentRequest: _TypeAlias = GetAssessmentRequest  # noqa: Y015
+
+@_typing.final
+class GetAssessmentResponse(_message.Message):
+    """The assessment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASSESSMENT_FIELD_NUMBER: _builtins.int
+    FACTS_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    SHADOW_SIGNALS_FIELD_NUMBER: _builtins.int
+    MODEL_SCORE_FIELD_NUMBER: _builtins.int
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    RULES_REVISION_FIELD_NUMBER: _builtins.int
+    HISTORY_KNOWN_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
+    model_score: _builtins.float
+    """The model's score, 0 to 99; -1 without a model."""
+    model_version: _builtins.str
+    """Which model; empty without one."""
+    rules_revision: _builtins.int
+    """Which revision of rules, lists and suppressions."""
+    history_known: _builtins.bool
+    """Counters and profiles could be read."""
+    @_builtins.property
+    def assessment(self) -> Global___Assessment:
+        """As it was answered."""
+
+    @_builtins.property
+    def facts(self) -> Global___PaymentFacts:
+        """What was known of the payment."""
+
+    @_builtins.property
+    def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feature]:
+        """What it was judged on, in the documented order."""
+
+    @_builtins.property
+    def shadow_signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signal]:
+        """What rules in shadow would have added."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was answered."""
+
+    @_builtins.property
+    def label(self) -> Global___Label:
+        """What it turned out to be; unset while nobody knows."""
+
+    def __init__(
+        self,
+        *,
+        assessment: Global___Assessment | None = ...,
+        facts: Global___PaymentFacts | None = ...,
+        features: _abc.Iterable[Global___Feature] | None = ...,
+        shadow_signals: _abc.Iterable[Global___Signal] | None = ...,
+        model_score: _builtins.float = ...,
+        model_version: _builtins.str = ...,
+        rules_revision: _builtins.int = ...,
+        history_known: _builtins.bool = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        label: Global___Label | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "label", b"label"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "features", b"features", "history_known", b"history_known", "label", b"label", "model_score", b"model_score", "model_version", b"model_version", "rules_revision", b"rules_revision", "shadow_signals", b"shadow_signals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAssessmentResponse: _TypeAlias = GetAssessmentResponse  # noqa: Y015
+
+@_typing.final
+class Feature(_message.Message):
+    """One number a payment was judged on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    MEANING_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """As rules write it."""
+    unit: _builtins.str
+    """What it counts in."""
+    meaning: _builtins.str
+    """One line; says what -1 stands for where it can be -1."""
+    value: _builtins.float
+    """Always finite."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        unit: _builtins.str = ...,
+        meaning: _builtins.str = ...,
+        value: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["meaning", b"meaning", "name", b"name", "unit", b"unit", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Feature: _TypeAlias = Feature  # noqa: Y015
+
+@_typing.final
+class Label(_message.Message):
+    """What a payment turned out to be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Source:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Label._Source.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        SOURCE_UNSPECIFIED: Label._Source.ValueType  # 0
+        """Never sent."""
+        SOURCE_REVIEW: Label._Source.ValueType  # 1
+        """A reviewer's decision."""
+        SOURCE_CHARGEBACK: Label._Source.ValueType  # 2
+        """A chargeback."""
+        SOURCE_OPERATOR: Label._Source.ValueType  # 3
+        """An operator, by word of the customer or after an enquiry."""
+        SOURCE_UNDISPUTED: Label._Source.ValueType  # 4
+        """Nobody has disputed it for as long as disputes usually take."""
+
+    class Source(_Source, metaclass=_SourceEnumTypeWrapper):
+        """Who says so."""
+
+    SOURCE_UNSPECIFIED: Label.Source.ValueType  # 0
+    """Never sent."""
+    SOURCE_REVIEW: Label.Source.ValueType  # 1
+    """A reviewer's decision."""
+    SOURCE_CHARGEBACK: Label.Source.ValueType  # 2
+    """A chargeback."""
+    SOURCE_OPERATOR: Label.Source.ValueType  # 3
+    """An operator, by word of the customer or after an enquiry."""
+    SOURCE_UNDISPUTED: Label.Source.ValueType  # 4
+    """Nobody has disputed it for as long as disputes usually take."""
+
+    FRAUD_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    ACTOR_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    fraud: _builtins.bool
+    """It was fraud; false: it was honest."""
+    source: Global___Label.Source.ValueType
+    """Who says so."""
+    reason: _builtins.str
+    """In words."""
+    actor: _builtins.str
+    """`users/{uuid}`, or `services/fraud`."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When it became known."""
+
+    def __init__(
+        self,
+        *,
+        fraud: _builtins.bool = ...,
+        source: Global___Label.Source.ValueType = ...,
+        reason: _builtins.str = ...,
+        actor: _builtins.str = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "fraud", b"fraud", "reason", b"reason", "source", b"source", "time", b"time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Label: _TypeAlias = Label  # noqa: Y015
+
+@_typing.final
+class ListAlertsRequest(_message.Message):
+    """Asks for alerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """At most this many; 0 means 50, at most 200."""
+    page_token: _builtins.str
+    """`next_page_token` of the page before, for the same request."""
+    @_builtins.property
+    def filter(self) -> Global___AlertFilter:
+        """Which; left out means all."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        filter: Global___AlertFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsRequest: _TypeAlias = ListAlertsRequest  # noqa: Y015
+
+@_typing.final
+class AlertFilter(_message.Message):
+    """Which alerts. Whatever is left out does not matter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    DECISION_FIELD_NUMBER: _builtins.int
+    SCORE_MIN_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    kind: Global___Alert.Kind.ValueType
+    """Only this kind."""
+    decision: Global___Assessment.Decision.ValueType
+    """Only with this decision."""
+    score_min: _builtins.int
+    """Only with this score or more."""
+    reason: _builtins.str
+    """Only with this reason."""
+    user: _builtins.str
+    """Only of this payer or vendor: `users/{uuid}`."""
+    def __init__(
+        self,
+        *,
+        kind: Global___Alert.Kind.ValueType = ...,
+        decision: Global___Assessment.Decision.ValueType = ...,
+        score_min: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        user: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "kind", b"kind", "reason", b"reason", "score_min", b"score_min", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AlertFilter: _TypeAlias = AlertFilter  # noqa: Y015
+
+@_typing.final
+class ListAlertsResponse(_message.Message):
+    """A page of alerts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def alerts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Alert]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        alerts: _abc.Iterable[Global___Alert] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alerts", b"alerts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAlertsResponse: _TypeAlias = ListAlertsResponse  # noqa: Y015
+
+@_typing.final
+class WatchAlertsRequest(_message.Message):
+    """Asks for alerts as they come."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    FILTER_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """`cursor` of the last message handled; empty starts now."""
+    @_builtins.property
+    def filter(self) -> Global___AlertFilter:
+        """Which; left out means all."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        filter: Global___AlertFilter | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "filter", b"filter"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAlertsRequest: _TypeAlias = WatchAlertsRequest  # noqa: Y015
+
+@_typing.final
+class WatchAlertsResponse(_message.Message):
+    """One alert."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ALERT_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Resume behind this message."""
+    @_builtins.property
+    def alert(self) -> Global___Alert:
+        """Unset in the first message."""
+
+    def __init__(
+        self,
+        *,
+        alert: Global___Alert | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alert", b"alert", "cursor", b"cursor"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchAlertsResponse: _TypeAlias = WatchAlertsResponse  # noqa: Y015
+
+@_typing.final
+class LabelPaymentRequest(_message.Message):
+    """A label."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENT_FIELD_NUMBER: _builtins.int
+    FRAUD_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    payment: _builtins.str
+    """`payments/{uuid}`."""
+    fraud: _builtins.bool
+    """It was fraud; false: it was honest."""
+    source: Global___Label.Source.ValueType
+    """CHARGEBACK or OPERATOR."""
+    reason: _builtins.str
+    """Why; kept with the label."""
+    def __init__(
+        self,
+        *,
+        payment: _builtins.str = ...,
+        fraud: _builtins.bool = ...,
+        source: Global___Label.Source.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraud", b"fraud", "payment", b"payment", "reason", b"reason", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelPaymentRequest: _TypeAlias = LabelPaymentRequest  # noqa: Y015
+
+@_typing.final
+class LabelPaymentResponse(_message.Message):
+    """Labelled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LABEL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def label(self) -> Global___Label:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        label: Global___Label | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["label", b"label"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label", b"label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LabelPaymentResponse: _TypeAlias = LabelPaymentResponse  # noqa: Y015
+
+@_typing.final
+class GetPrecisionRequest(_message.Message):
+    """Asks how often the checks were right."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Payments assessed from then on; left out means the last 30 days."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Payments assessed before then; left out means until now."""
+
+    def __init__(
+        self,
+        *,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPrecisionRequest: _TypeAlias = GetPrecisionRequest  # noqa: Y015
+
+@_typing.final
+class GetPrecisionResponse(_message.Message):
+    """How often they were right. Of at most the newest 200,000 payments that had a reason."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASONS_FIELD_NUMBER: _builtins.int
+    BANDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reasons(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReasonPrecision]:
+        """By reason, most frequent first."""
+
+    @_builtins.property
+    def bands(self) -> _containers.RepeatedCompositeFieldContainer[Global___BandPrecision]:
+        """By tens of the model's score, lowest first; only bands with payments."""
+
+    def __init__(
+        self,
+        *,
+        reasons: _abc.Iterable[Global___ReasonPrecision] | None = ...,
+        bands: _abc.Iterable[Global___BandPrecision] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bands", b"bands", "reasons", b"reasons"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetPrecisionResponse: _TypeAlias = GetPrecisionResponse  # noqa: Y015
+
+@_typing.final
+class Outcomes(_message.Message):
+    """What is known of some payments."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAYMENTS_FIELD_NUMBER: _builtins.int
+    FRAUD_FIELD_NUMBER: _builtins.int
+    HONEST_FIELD_NUMBER: _builtins.int
+    payments: _builtins.int
+    """How many there are."""
+    fraud: _builtins.int
+    """Of them, known to be fraud."""
+    honest: _builtins.int
+    """Of them, known to be honest. About the others nothing is known yet."""
+    def __init__(
+        self,
+        *,
+        payments: _builtins.int = ...,
+        fraud: _builtins.int = ...,
+        honest: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fraud", b"fraud", "honest", b"honest", "payments", b"payments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Outcomes: _TypeAlias = Outcomes  # noqa: Y015
+
+@_typing.final
+class ReasonPrecision(_message.Message):
+    """How often a reason was right."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    SHADOW_FIELD_NUMBER: _builtins.int
+    SAID_FIELD_NUMBER: _builtins.int
+    PASSED_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """As in Signal."""
+    shadow: _builtins.bool
+    """It was said in shadow and decided nothing."""
+    @_builtins.property
+    def said(self) -> Global___Outcomes:
+        """Payments it was said of."""
+
+    @_builtins.property
+    def passed(self) -> Global___Outcomes:
+        """Those of them that passed all the same: what a rule in shadow would stop once it is live."""
+
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        shadow: _builtins.bool = ...,
+        said: Global___Outcomes | None = ...,
+        passed: Global___Outcomes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["passed", b"passed", "said", b"said"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["passed", b"passed", "reason", b"reason", "said", b"said", "shadow", b"shadow"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReasonPrecision: _TypeAlias = ReasonPrecision  # noqa: Y015
+
+@_typing.final
+class BandPrecision(_message.Message):
+    """How often a band of the model's score was right."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCORE_FROM_FIELD_NUMBER: _builtins.int
+    SCORE_TO_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    score_from: _builtins.int
+    """From this score on, inclusive."""
+    score_to: _builtins.int
+    """Up to this score, exclusive."""
+    @_builtins.property
+    def outcomes(self) -> Global___Outcomes:
+        """Payments in it."""
+
+    def __init__(
+        self,
+        *,
+        score_from: _builtins.int = ...,
+        score_to: _builtins.int = ...,
+        outcomes: Global___Outcomes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes", "score_from", b"score_from", "score_to", b"score_to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BandPrecision: _TypeAlias = BandPrecision  # noqa: Y015

@@ -40,6 +40,31 @@ class FraudServiceStub:
                 request_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.AssessPaymentsRequest.SerializeToString,
                 response_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.AssessPaymentsResponse.FromString,
                 _registered_method=True)
+        self.GetAssessment = channel.unary_unary(
+                '/tallystick.fraud.v1.FraudService/GetAssessment',
+                request_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetAssessmentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetAssessmentResponse.FromString,
+                _registered_method=True)
+        self.ListAlerts = channel.unary_unary(
+                '/tallystick.fraud.v1.FraudService/ListAlerts',
+                request_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.ListAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.ListAlertsResponse.FromString,
+                _registered_method=True)
+        self.WatchAlerts = channel.unary_stream(
+                '/tallystick.fraud.v1.FraudService/WatchAlerts',
+                request_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.WatchAlertsRequest.SerializeToString,
+                response_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.WatchAlertsResponse.FromString,
+                _registered_method=True)
+        self.LabelPayment = channel.unary_unary(
+                '/tallystick.fraud.v1.FraudService/LabelPayment',
+                request_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.LabelPaymentRequest.SerializeToString,
+                response_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.LabelPaymentResponse.FromString,
+                _registered_method=True)
+        self.GetPrecision = channel.unary_unary(
+                '/tallystick.fraud.v1.FraudService/GetPrecision',
+                request_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetPrecisionRequest.SerializeToString,
+                response_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetPrecisionResponse.FromString,
+                _registered_method=True)
 
 
 class FraudServiceServicer:
@@ -54,6 +79,45 @@ class FraudServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAssessment(self, request, context):
+        """What was said of a payment, with the features it was said on and what it turned out to be.
+        Refused: ASSESSMENT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAlerts(self, request, context):
+        """Alerts, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchAlerts(self, request, context):
+        """Alerts as they are raised, within a second. The first message comes at once and holds only a cursor.
+        Refused: CURSOR_EXPIRED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelPayment(self, request, context):
+        """Says what a payment turned out to be: a chargeback, a customer's word, a correction of an earlier label. Labels of
+        reviewers arrive by themselves. The newest label counts; the same one again changes nothing.
+        Refused: ASSESSMENT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetPrecision(self, request, context):
+        """How often each reason, live or in shadow, and each band of the model's score was right, from the labels known.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_FraudServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +125,31 @@ def add_FraudServiceServicer_to_server(servicer, server):
                     servicer.AssessPayments,
                     request_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.AssessPaymentsRequest.FromString,
                     response_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.AssessPaymentsResponse.SerializeToString,
+            ),
+            'GetAssessment': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAssessment,
+                    request_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetAssessmentRequest.FromString,
+                    response_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetAssessmentResponse.SerializeToString,
+            ),
+            'ListAlerts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAlerts,
+                    request_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.ListAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.ListAlertsResponse.SerializeToString,
+            ),
+            'WatchAlerts': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchAlerts,
+                    request_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.WatchAlertsRequest.FromString,
+                    response_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.WatchAlertsResponse.SerializeToString,
+            ),
+            'LabelPayment': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelPayment,
+                    request_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.LabelPaymentRequest.FromString,
+                    response_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.LabelPaymentResponse.SerializeToString,
+            ),
+            'GetPrecision': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetPrecision,
+                    request_deserializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetPrecisionRequest.FromString,
+                    response_serializer=tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetPrecisionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +180,141 @@ class FraudService:
             '/tallystick.fraud.v1.FraudService/AssessPayments',
             tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.AssessPaymentsRequest.SerializeToString,
             tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.AssessPaymentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAssessment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.fraud.v1.FraudService/GetAssessment',
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetAssessmentRequest.SerializeToString,
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetAssessmentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.fraud.v1.FraudService/ListAlerts',
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.ListAlertsRequest.SerializeToString,
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.ListAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchAlerts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tallystick.fraud.v1.FraudService/WatchAlerts',
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.WatchAlertsRequest.SerializeToString,
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.WatchAlertsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelPayment(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.fraud.v1.FraudService/LabelPayment',
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.LabelPaymentRequest.SerializeToString,
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.LabelPaymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetPrecision(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.fraud.v1.FraudService/GetPrecision',
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetPrecisionRequest.SerializeToString,
+            tallystick_dot_fraud_dot_v1_dot_fraud__service__pb2.GetPrecisionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -20,6 +20,23 @@ class FraudServiceStub:
     """Assesses payments before they settle, or afterwards where the check was missed. One answer per payment, in
     the order asked; a payment that cannot be assessed is answered REVIEW with a reason, never ALLOW by accident.
     """
+    GetAssessment: _aio.UnaryUnaryMultiCallable[_fraud_service_pb2.GetAssessmentRequest, _fraud_service_pb2.GetAssessmentResponse]
+    """What was said of a payment, with the features it was said on and what it turned out to be.
+    Refused: ASSESSMENT_NOT_FOUND.
+    """
+    ListAlerts: _aio.UnaryUnaryMultiCallable[_fraud_service_pb2.ListAlertsRequest, _fraud_service_pb2.ListAlertsResponse]
+    """Alerts, newest first."""
+    WatchAlerts: _aio.UnaryStreamMultiCallable[_fraud_service_pb2.WatchAlertsRequest, _fraud_service_pb2.WatchAlertsResponse]
+    """Alerts as they are raised, within a second. The first message comes at once and holds only a cursor.
+    Refused: CURSOR_EXPIRED.
+    """
+    LabelPayment: _aio.UnaryUnaryMultiCallable[_fraud_service_pb2.LabelPaymentRequest, _fraud_service_pb2.LabelPaymentResponse]
+    """Says what a payment turned out to be: a chargeback, a customer's word, a correction of an earlier label. Labels of
+    reviewers arrive by themselves. The newest label counts; the same one again changes nothing.
+    Refused: ASSESSMENT_NOT_FOUND.
+    """
+    GetPrecision: _aio.UnaryUnaryMultiCallable[_fraud_service_pb2.GetPrecisionRequest, _fraud_service_pb2.GetPrecisionResponse]
+    """How often each reason, live or in shadow, and each band of the model's score was right, from the labels known."""
 
 class FraudServiceServicer(metaclass=_abc_1.ABCMeta):
     """Judges risk. Moves no money."""
@@ -33,5 +50,52 @@ class FraudServiceServicer(metaclass=_abc_1.ABCMeta):
         """Assesses payments before they settle, or afterwards where the check was missed. One answer per payment, in
         the order asked; a payment that cannot be assessed is answered REVIEW with a reason, never ALLOW by accident.
         """
+
+    @_abc_1.abstractmethod
+    def GetAssessment(
+        self,
+        request: _fraud_service_pb2.GetAssessmentRequest,
+        context: _aio.ServicerContext[_fraud_service_pb2.GetAssessmentRequest, _abc.Awaitable[_fraud_service_pb2.GetAssessmentResponse]],
+    ) -> _abc.Awaitable[_fraud_service_pb2.GetAssessmentResponse]:
+        """What was said of a payment, with the features it was said on and what it turned out to be.
+        Refused: ASSESSMENT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAlerts(
+        self,
+        request: _fraud_service_pb2.ListAlertsRequest,
+        context: _aio.ServicerContext[_fraud_service_pb2.ListAlertsRequest, _abc.Awaitable[_fraud_service_pb2.ListAlertsResponse]],
+    ) -> _abc.Awaitable[_fraud_service_pb2.ListAlertsResponse]:
+        """Alerts, newest first."""
+
+    @_abc_1.abstractmethod
+    def WatchAlerts(
+        self,
+        request: _fraud_service_pb2.WatchAlertsRequest,
+        context: _aio.ServicerContext[_fraud_service_pb2.WatchAlertsRequest, _abc.AsyncIterator[_fraud_service_pb2.WatchAlertsResponse]],
+    ) -> _abc.AsyncIterator[_fraud_service_pb2.WatchAlertsResponse]:
+        """Alerts as they are raised, within a second. The first message comes at once and holds only a cursor.
+        Refused: CURSOR_EXPIRED.
+        """
+
+    @_abc_1.abstractmethod
+    def LabelPayment(
+        self,
+        request: _fraud_service_pb2.LabelPaymentRequest,
+        context: _aio.ServicerContext[_fraud_service_pb2.LabelPaymentRequest, _abc.Awaitable[_fraud_service_pb2.LabelPaymentResponse]],
+    ) -> _abc.Awaitable[_fraud_service_pb2.LabelPaymentResponse]:
+        """Says what a payment turned out to be: a chargeback, a customer's word, a correction of an earlier label. Labels of
+        reviewers arrive by themselves. The newest label counts; the same one again changes nothing.
+        Refused: ASSESSMENT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def GetPrecision(
+        self,
+        request: _fraud_service_pb2.GetPrecisionRequest,
+        context: _aio.ServicerContext[_fraud_service_pb2.GetPrecisionRequest, _abc.Awaitable[_fraud_service_pb2.GetPrecisionResponse]],
+    ) -> _abc.Awaitable[_fraud_service_pb2.GetPrecisionResponse]:
+        """How often each reason, live or in shadow, and each band of the model's score was right, from the labels known."""
 
 def add_FraudServiceServicer_to_server(servicer: FraudServiceServicer, server: _aio.Server) -> None: ...

@@ -31,7 +31,7 @@ from tallystick.type.v1 import money_pb2 as tallystick_dot_type_dot_v1_dot_money
 from tallystick.type.v1 import position_pb2 as tallystick_dot_type_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tallystick/payment/v1/payment_service.proto\x12\x15tallystick.payment.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!tallystick/access/v1/access.proto\x1a#tallystick/payment/v1/payment.proto\x1a\"tallystick/payment/v1/wallet.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"\xd5\x04\n\x14\x43reatePaymentRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12H\n\x06vendor\x18\x02 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12{\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyBP\xbaHM\xba\x01G\n\x0f\x61mount.positive\x12\x1eminor_units must be above zero\x1a\x14this.minor_units > 0\xc8\x01\x01\x12.\n\x08position\x18\x04 \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12y\n\x04site\x18\x05 \x01(\tBk\xbaHhrc2a^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/sites/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\xd8\x01\x01\x12\x1b\n\treference\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x8c\x01\x12\x11\n\x04wait\x18\x07 \x01(\x08H\x00\x88\x01\x01:t\xbaHq\x1ao\n\x0esite.of_vendor\x12\x1bmust be one of the vendor\'s\x1a@this.site == \'\' || this.site.startsWith(this.vendor + \'/sites/\')B\x07\n\x05_wait\"H\n\x15\x43reatePaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"l\n\x1a\x42\x61tchCreatePaymentsRequest\x12N\n\x08requests\x18\x01 \x03(\x0b\x32+.tallystick.payment.v1.CreatePaymentRequestB\x0f\xbaH\x0c\x92\x01\t\x08\x01\x10\n\"\x03\xd8\x01\x03\"`\n\x1b\x42\x61tchCreatePaymentsResponse\x12\x41\n\x07results\x18\x01 \x03(\x0b\x32\x30.tallystick.payment.v1.BatchCreatePaymentsResult\"\x93\x01\n\x19\x42\x61tchCreatePaymentsResult\x12\x31\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.PaymentH\x00\x12\x38\n\x07refusal\x18\x02 \x01(\x0b\x32%.tallystick.payment.v1.PaymentRefusalH\x00\x42\t\n\x07outcome\"\xe7\x01\n\x0ePaymentRefusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x45\n\x08metadata\x18\x04 \x03(\x0b\x32\x33.tallystick.payment.v1.PaymentRefusal.MetadataEntry\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x11GetPaymentRequest\x12K\n\x04name\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$H\x00\x12\x1e\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x42\x0c\n\x03key\x12\x05\xbaH\x02\x08\x01\"E\n\x12GetPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\xce\x02\n\x13ListPaymentsRequest\x12H\n\x06parent\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12G\n\x04side\x18\x04 \x01(\x0e\x32/.tallystick.payment.v1.ListPaymentsRequest.SideB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12(\n\rcurrency_code\x18\x05 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\"=\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x0e\n\nSIDE_PAYER\x10\x01\x12\x0f\n\x0bSIDE_VENDOR\x10\x02\"a\n\x14ListPaymentsResponse\x12\x30\n\x08payments\x18\x01 \x03(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x14WatchPaymentsRequest\x12\x17\n\x06\x63ursor\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\"j\n\x15WatchPaymentsResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\"\x96\x02\n\x14RefundPaymentRequest\x12I\n\x04name\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12{\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyBP\xbaHM\xba\x01G\n\x0f\x61mount.positive\x12\x1eminor_units must be above zero\x1a\x14this.minor_units > 0\xc8\x01\x01\x12\x18\n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x8c\x01\"{\n\x15RefundPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x31\n\x08transfer\x18\x02 \x01(\x0b\x32\x1f.tallystick.payment.v1.Transfer2\xfe\x05\n\x0ePaymentService\x12v\n\rCreatePayment\x12+.tallystick.payment.v1.CreatePaymentRequest\x1a,.tallystick.payment.v1.CreatePaymentResponse\"\n\x8a\xb5\x18\x06\x12\x02\x01\x02 \x01\x12\x8a\x01\n\x13\x42\x61tchCreatePayments\x12\x31.tallystick.payment.v1.BatchCreatePaymentsRequest\x1a\x32.tallystick.payment.v1.BatchCreatePaymentsResponse\"\x0c\x8a\xb5\x18\x08\x12\x02\x01\x02 \x01(\n\x12w\n\nGetPayment\x12(.tallystick.payment.v1.GetPaymentRequest\x1a).tallystick.payment.v1.GetPaymentResponse\"\x14\x8a\xb5\x18\x10\x12\x03\x01\x02\x03\x1a\x05\x61\x64min \x03\x30\x01\x12v\n\x0cListPayments\x12*.tallystick.payment.v1.ListPaymentsRequest\x1a+.tallystick.payment.v1.ListPaymentsResponse\"\r\x8a\xb5\x18\t\x12\x03\x01\x02\x03 \x03\x30\x01\x12~\n\rWatchPayments\x12+.tallystick.payment.v1.WatchPaymentsRequest\x1a,.tallystick.payment.v1.WatchPaymentsResponse\"\x10\x8a\xb5\x18\x0c\x12\x03\x01\x02\x03 \x03:\x03\x08\x90\x1c\x30\x01\x12v\n\rRefundPayment\x12+.tallystick.payment.v1.RefundPaymentRequest\x1a,.tallystick.payment.v1.RefundPaymentResponse\"\n\x8a\xb5\x18\x06\x12\x02\x02\x03 \x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n+tallystick/payment/v1/payment_service.proto\x12\x15tallystick.payment.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!tallystick/access/v1/access.proto\x1a#tallystick/payment/v1/payment.proto\x1a\"tallystick/payment/v1/wallet.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"\xf1\x04\n\x14\x43reatePaymentRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12H\n\x06vendor\x18\x02 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12{\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyBP\xbaHM\xba\x01G\n\x0f\x61mount.positive\x12\x1eminor_units must be above zero\x1a\x14this.minor_units > 0\xc8\x01\x01\x12.\n\x08position\x18\x04 \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12y\n\x04site\x18\x05 \x01(\tBk\xbaHhrc2a^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/sites/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\xd8\x01\x01\x12\x1b\n\treference\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x8c\x01\x12\x11\n\x04wait\x18\x07 \x01(\x08H\x00\x88\x01\x01\x12\x1a\n\tdevice_id\x18\x08 \x01(\tB\x07\xbaH\x04r\x02\x18@:t\xbaHq\x1ao\n\x0esite.of_vendor\x12\x1bmust be one of the vendor\'s\x1a@this.site == \'\' || this.site.startsWith(this.vendor + \'/sites/\')B\x07\n\x05_wait\"H\n\x15\x43reatePaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"l\n\x1a\x42\x61tchCreatePaymentsRequest\x12N\n\x08requests\x18\x01 \x03(\x0b\x32+.tallystick.payment.v1.CreatePaymentRequestB\x0f\xbaH\x0c\x92\x01\t\x08\x01\x10\n\"\x03\xd8\x01\x03\"`\n\x1b\x42\x61tchCreatePaymentsResponse\x12\x41\n\x07results\x18\x01 \x03(\x0b\x32\x30.tallystick.payment.v1.BatchCreatePaymentsResult\"\x93\x01\n\x19\x42\x61tchCreatePaymentsResult\x12\x31\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.PaymentH\x00\x12\x38\n\x07refusal\x18\x02 \x01(\x0b\x32%.tallystick.payment.v1.PaymentRefusalH\x00\x42\t\n\x07outcome\"\xe7\x01\n\x0ePaymentRefusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x45\n\x08metadata\x18\x04 \x03(\x0b\x32\x33.tallystick.payment.v1.PaymentRefusal.MetadataEntry\x12.\n\x0bretry_delay\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8e\x01\n\x11GetPaymentRequest\x12K\n\x04name\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$H\x00\x12\x1e\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01H\x00\x42\x0c\n\x03key\x12\x05\xbaH\x02\x08\x01\"E\n\x12GetPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\"\xce\x02\n\x13ListPaymentsRequest\x12H\n\x06parent\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1d\n\tpage_size\x18\x02 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x03 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12G\n\x04side\x18\x04 \x01(\x0e\x32/.tallystick.payment.v1.ListPaymentsRequest.SideB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12(\n\rcurrency_code\x18\x05 \x01(\tB\x11\xbaH\x0er\x0c\x32\n^[A-Z]{3}$\"=\n\x04Side\x12\x14\n\x10SIDE_UNSPECIFIED\x10\x00\x12\x0e\n\nSIDE_PAYER\x10\x01\x12\x0f\n\x0bSIDE_VENDOR\x10\x02\"a\n\x14ListPaymentsResponse\x12\x30\n\x08payments\x18\x01 \x03(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"/\n\x14WatchPaymentsRequest\x12\x17\n\x06\x63ursor\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\"j\n\x15WatchPaymentsResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x10\n\x08\x65vent_id\x18\x02 \x01(\t\x12\x0e\n\x06\x63ursor\x18\x03 \x01(\t\"\x96\x02\n\x14RefundPaymentRequest\x12I\n\x04name\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1c\n\nrequest_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12{\n\x06\x61mount\x18\x03 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyBP\xbaHM\xba\x01G\n\x0f\x61mount.positive\x12\x1eminor_units must be above zero\x1a\x14this.minor_units > 0\xc8\x01\x01\x12\x18\n\x06reason\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x8c\x01\"{\n\x15RefundPaymentResponse\x12/\n\x07payment\x18\x01 \x01(\x0b\x32\x1e.tallystick.payment.v1.Payment\x12\x31\n\x08transfer\x18\x02 \x01(\x0b\x32\x1f.tallystick.payment.v1.Transfer2\xfe\x05\n\x0ePaymentService\x12v\n\rCreatePayment\x12+.tallystick.payment.v1.CreatePaymentRequest\x1a,.tallystick.payment.v1.CreatePaymentResponse\"\n\x8a\xb5\x18\x06\x12\x02\x01\x02 \x01\x12\x8a\x01\n\x13\x42\x61tchCreatePayments\x12\x31.tallystick.payment.v1.BatchCreatePaymentsRequest\x1a\x32.tallystick.payment.v1.BatchCreatePaymentsResponse\"\x0c\x8a\xb5\x18\x08\x12\x02\x01\x02 \x01(\n\x12w\n\nGetPayment\x12(.tallystick.payment.v1.GetPaymentRequest\x1a).tallystick.payment.v1.GetPaymentResponse\"\x14\x8a\xb5\x18\x10\x12\x03\x01\x02\x03\x1a\x05\x61\x64min \x03\x30\x01\x12v\n\x0cListPayments\x12*.tallystick.payment.v1.ListPaymentsRequest\x1a+.tallystick.payment.v1.ListPaymentsResponse\"\r\x8a\xb5\x18\t\x12\x03\x01\x02\x03 \x03\x30\x01\x12~\n\rWatchPayments\x12+.tallystick.payment.v1.WatchPaymentsRequest\x1a,.tallystick.payment.v1.WatchPaymentsResponse\"\x10\x8a\xb5\x18\x0c\x12\x03\x01\x02\x03 \x03:\x03\x08\x90\x1c\x30\x01\x12v\n\rRefundPayment\x12+.tallystick.payment.v1.RefundPaymentRequest\x1a,.tallystick.payment.v1.RefundPaymentResponse\"\n\x8a\xb5\x18\x06\x12\x02\x02\x03 \x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,6 +48,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEPAYMENTREQUEST'].fields_by_name['site']._serialized_options = b'\272Hhrc2a^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/sites/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\330\001\001'
   _globals['_CREATEPAYMENTREQUEST'].fields_by_name['reference']._loaded_options = None
   _globals['_CREATEPAYMENTREQUEST'].fields_by_name['reference']._serialized_options = b'\272H\005r\003\030\214\001'
+  _globals['_CREATEPAYMENTREQUEST'].fields_by_name['device_id']._loaded_options = None
+  _globals['_CREATEPAYMENTREQUEST'].fields_by_name['device_id']._serialized_options = b'\272H\004r\002\030@'
   _globals['_CREATEPAYMENTREQUEST']._loaded_options = None
   _globals['_CREATEPAYMENTREQUEST']._serialized_options = b'\272Hq\032o\n\016site.of_vendor\022\033must be one of the vendor\'s\032@this.site == \'\' || this.site.startsWith(this.vendor + \'/sites/\')'
   _globals['_BATCHCREATEPAYMENTSREQUEST'].fields_by_name['requests']._loaded_options = None
@@ -93,37 +95,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAYMENTSERVICE'].methods_by_name['RefundPayment']._loaded_options = None
   _globals['_PAYMENTSERVICE'].methods_by_name['RefundPayment']._serialized_options = b'\212\265\030\006\022\002\002\003 \002'
   _globals['_CREATEPAYMENTREQUEST']._serialized_start=307
-  _globals['_CREATEPAYMENTREQUEST']._serialized_end=904
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=906
-  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=978
-  _globals['_BATCHCREATEPAYMENTSREQUEST']._serialized_start=980
-  _globals['_BATCHCREATEPAYMENTSREQUEST']._serialized_end=1088
-  _globals['_BATCHCREATEPAYMENTSRESPONSE']._serialized_start=1090
-  _globals['_BATCHCREATEPAYMENTSRESPONSE']._serialized_end=1186
-  _globals['_BATCHCREATEPAYMENTSRESULT']._serialized_start=1189
-  _globals['_BATCHCREATEPAYMENTSRESULT']._serialized_end=1336
-  _globals['_PAYMENTREFUSAL']._serialized_start=1339
-  _globals['_PAYMENTREFUSAL']._serialized_end=1570
-  _globals['_PAYMENTREFUSAL_METADATAENTRY']._serialized_start=1523
-  _globals['_PAYMENTREFUSAL_METADATAENTRY']._serialized_end=1570
-  _globals['_GETPAYMENTREQUEST']._serialized_start=1573
-  _globals['_GETPAYMENTREQUEST']._serialized_end=1715
-  _globals['_GETPAYMENTRESPONSE']._serialized_start=1717
-  _globals['_GETPAYMENTRESPONSE']._serialized_end=1786
-  _globals['_LISTPAYMENTSREQUEST']._serialized_start=1789
-  _globals['_LISTPAYMENTSREQUEST']._serialized_end=2123
-  _globals['_LISTPAYMENTSREQUEST_SIDE']._serialized_start=2062
-  _globals['_LISTPAYMENTSREQUEST_SIDE']._serialized_end=2123
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=2125
-  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=2222
-  _globals['_WATCHPAYMENTSREQUEST']._serialized_start=2224
-  _globals['_WATCHPAYMENTSREQUEST']._serialized_end=2271
-  _globals['_WATCHPAYMENTSRESPONSE']._serialized_start=2273
-  _globals['_WATCHPAYMENTSRESPONSE']._serialized_end=2379
-  _globals['_REFUNDPAYMENTREQUEST']._serialized_start=2382
-  _globals['_REFUNDPAYMENTREQUEST']._serialized_end=2660
-  _globals['_REFUNDPAYMENTRESPONSE']._serialized_start=2662
-  _globals['_REFUNDPAYMENTRESPONSE']._serialized_end=2785
-  _globals['_PAYMENTSERVICE']._serialized_start=2788
-  _globals['_PAYMENTSERVICE']._serialized_end=3554
+  _globals['_CREATEPAYMENTREQUEST']._serialized_end=932
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_start=934
+  _globals['_CREATEPAYMENTRESPONSE']._serialized_end=1006
+  _globals['_BATCHCREATEPAYMENTSREQUEST']._serialized_start=1008
+  _globals['_BATCHCREATEPAYMENTSREQUEST']._serialized_end=1116
+  _globals['_BATCHCREATEPAYMENTSRESPONSE']._serialized_start=1118
+  _globals['_BATCHCREATEPAYMENTSRESPONSE']._serialized_end=1214
+  _globals['_BATCHCREATEPAYMENTSRESULT']._serialized_start=1217
+  _globals['_BATCHCREATEPAYMENTSRESULT']._serialized_end=1364
+  _globals['_PAYMENTREFUSAL']._serialized_start=1367
+  _globals['_PAYMENTREFUSAL']._serialized_end=1598
+  _globals['_PAYMENTREFUSAL_METADATAENTRY']._serialized_start=1551
+  _globals['_PAYMENTREFUSAL_METADATAENTRY']._serialized_end=1598
+  _globals['_GETPAYMENTREQUEST']._serialized_start=1601
+  _globals['_GETPAYMENTREQUEST']._serialized_end=1743
+  _globals['_GETPAYMENTRESPONSE']._serialized_start=1745
+  _globals['_GETPAYMENTRESPONSE']._serialized_end=1814
+  _globals['_LISTPAYMENTSREQUEST']._serialized_start=1817
+  _globals['_LISTPAYMENTSREQUEST']._serialized_end=2151
+  _globals['_LISTPAYMENTSREQUEST_SIDE']._serialized_start=2090
+  _globals['_LISTPAYMENTSREQUEST_SIDE']._serialized_end=2151
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_start=2153
+  _globals['_LISTPAYMENTSRESPONSE']._serialized_end=2250
+  _globals['_WATCHPAYMENTSREQUEST']._serialized_start=2252
+  _globals['_WATCHPAYMENTSREQUEST']._serialized_end=2299
+  _globals['_WATCHPAYMENTSRESPONSE']._serialized_start=2301
+  _globals['_WATCHPAYMENTSRESPONSE']._serialized_end=2407
+  _globals['_REFUNDPAYMENTREQUEST']._serialized_start=2410
+  _globals['_REFUNDPAYMENTREQUEST']._serialized_end=2688
+  _globals['_REFUNDPAYMENTRESPONSE']._serialized_start=2690
+  _globals['_REFUNDPAYMENTRESPONSE']._serialized_end=2813
+  _globals['_PAYMENTSERVICE']._serialized_start=2816
+  _globals['_PAYMENTSERVICE']._serialized_end=3582
 # @@protoc_insertion_point(module_scope)

@@ -37,6 +37,7 @@ class CreatePaymentRequest(_message.Message):
     SITE_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    DEVICE_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """A UUID the caller stores before sending, so a retry after a crash repeats it."""
     vendor: _builtins.str
@@ -47,6 +48,8 @@ class CreatePaymentRequest(_message.Message):
     """An order or invoice number."""
     wait: _builtins.bool
     """False: answer PENDING as soon as the payment is durable. True when left out."""
+    device_id: _builtins.str
+    """An opaque id of the payer's device, for the fraud check; empty when there is none. Not kept with the payment."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """Above zero."""
@@ -65,10 +68,11 @@ class CreatePaymentRequest(_message.Message):
         site: _builtins.str = ...,
         reference: _builtins.str = ...,
         wait: _builtins.bool | None = ...,
+        device_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "amount", b"amount", "position", b"position", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "amount", b"amount", "position", b"position", "reference", b"reference", "request_id", b"request_id", "site", b"site", "vendor", b"vendor", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wait", b"_wait", "amount", b"amount", "device_id", b"device_id", "position", b"position", "reference", b"reference", "request_id", b"request_id", "site", b"site", "vendor", b"vendor", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__wait: _TypeAlias = _typing.Literal["wait"]  # noqa: Y015
     _WhichOneofArgType__wait: _TypeAlias = _typing.Literal["_wait", b"_wait"]  # noqa: Y015

@@ -8,33 +8,10 @@ from collections.abc import Mapping
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services import names, sql, streams
+from services import names, streams
 from services.fraud.domain.assessment import Site
 from services.fraud.domain.sites import VendorSites
-
-metadata = sa.MetaData()
-
-sites = sa.Table(
-    "sites",
-    metadata,
-    sa.Column("vendor_id", sql.Id, primary_key=True),
-    sa.Column("site_id", sql.Id, primary_key=True),
-    # The vendor's, when this was read. All rows of a vendor carry the same one.
-    sa.Column("version", sa.BigInteger, nullable=False),
-    # Where it stands in the vendor's list, from 0.
-    sa.Column("place", sa.Integer, nullable=False),
-    sa.Column("latitude", sa.Double, nullable=False),
-    sa.Column("longitude", sa.Double, nullable=False),
-    sa.Column("open", sa.Boolean, nullable=False),
-)
-
-stream_cursors = sa.Table(
-    "stream_cursors",
-    metadata,
-    sa.Column("source", sa.String(16), primary_key=True),
-    # Everything up to here is in `sites`.
-    sa.Column("position", sa.String(41), nullable=False),
-)
+from services.fraud.store.tables import sites, stream_cursors
 
 
 async def read_vendors(connection: AsyncConnection) -> dict[str, VendorSites]:

@@ -1,0 +1,1 @@
+"""`tallystick fraud`: how good the checks are on labelled worlds."""

@@ -1,0 +1,1 @@
+"""What is known of a payment beyond the payment itself: counters and profiles in Redis, as features."""

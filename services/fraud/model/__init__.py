@@ -1,0 +1,1 @@
+"""The model: trained elsewhere (training/), served here."""

@@ -1,0 +1,144 @@
+"""Facts from the wire, answers to it, and what of both is kept."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from math import isnan
+
+import numpy as np
+
+from services.fraud.domain import assessment
+from services.fraud.domain.assessment import (
+    Assessment,
+    Decision,
+    Facts,
+    Limits,
+    Position,
+    Signal,
+)
+from services.fraud.domain.measures import Measures, measure
+from services.fraud.domain.variables import Case
+from services.fraud.features.observation import Observation, ObservedPosition
+from services.money import Money
+from tallystick.fraud.v1 import fraud_service_pb2 as pb
+
+DECISIONS = {
+    Decision.ALLOW: pb.Assessment.DECISION_ALLOW,
+    Decision.REVIEW: pb.Assessment.DECISION_REVIEW,
+    Decision.DECLINE: pb.Assessment.DECISION_DECLINE,
+}
+_CODES = {code: pb.Signal.Code.Value(f"CODE_{code.value}") for code in assessment.Code}
+# Site known, metres to it and metres beyond the limit (NaN: not measured); the features follow.
+_MEASURES = struct.Struct("<?dd")
+
+
+def facts(payment: pb.PaymentFacts) -> Facts:
+    """What is known of a payment, for the rules."""
+    position = None
+    if payment.HasField("position"):
+        said = payment.position
+        position = Position(said.latitude, said.longitude, said.accuracy_meters, said.mocked)
+    return Facts(
+        Money(payment.amount.minor_units, payment.amount.currency_code),
+        payment.site,
+        position,
+        payment.payer,
+        payment.vendor,
+        payment.device,
+    )
+
+
+def observation(payment: pb.PaymentFacts, away_meters: float | None, *, now: float) -> Observation:
+    """The same, for counters and profiles.
+
+    Args:
+        payment: Possible, as `measures.problem` is empty.
+        away_meters: From the vendor's site.
+        now: Seconds since 1970: when it happened, where it does not say.
+    """
+    position = None
+    if payment.HasField("position"):
+        said = payment.position
+        position = ObservedPosition(
+            said.latitude, said.longitude, said.accuracy_meters, said.mocked
+        )
+    occurred = now
+    if payment.HasField("occur_time"):
+        occurred = payment.occur_time.seconds + payment.occur_time.nanos / 1e9
+    age = None
+    if payment.HasField("code_age"):
+        age = payment.code_age.seconds + payment.code_age.nanos / 1e9
+    return Observation(
+        payment=payment.payment,
+        payer=payment.payer,
+        vendor=payment.vendor,
+        amount=payment.amount.minor_units,
+        occur_time=occurred,
+        position=position,
+        site_distance_meters=away_meters,
+        device=payment.device,
+        offline=payment.offline,
+        code_age_seconds=age,
+    )
+
+
+def signals(said: Iterable[Signal]) -> list[pb.Signal]:
+    """Reasons as callers see them."""
+    return [
+        pb.Signal(
+            code=_CODES[each.code], reason=each.reason, weight=each.weight, detail=each.detail
+        )
+        for each in said
+    ]
+
+
+def answer(payment: str, found: Assessment) -> pb.Assessment:
+    """An assessment as callers see it."""
+    return pb.Assessment(
+        payment=payment,
+        decision=DECISIONS[found.decision],
+        score=found.score,
+        signals=signals(found.signals),
+    )
+
+
+def pack(measures: Measures, features: Sequence[float]) -> bytes:
+    """What a payment was judged on, to be kept."""
+    away, beyond = measures.away_meters, measures.beyond_meters
+    head = _MEASURES.pack(
+        measures.site_known,
+        float("nan") if away is None else away,
+        float("nan") if beyond is None else beyond,
+    )
+    return head + np.array(features, "<f4").tobytes()
+
+
+def unpack_features(kept: bytes) -> list[float]:
+    """The features out of what `pack` made; none when it could not be judged."""
+    found: list[float] = np.frombuffer(kept, "<f4", offset=_MEASURES.size).tolist()
+    return found
+
+
+def unpack(kept: bytes, record: pb.GetAssessmentResponse, limits: Limits) -> Case:
+    """The payment as the rules saw it, for trying other rules on it."""
+    said = facts(record.facts)
+    site_known, away, beyond = _MEASURES.unpack_from(kept)
+    # What was wrong with the position follows from the facts alone.
+    problem = measure(said, (), limits)
+    measures = Measures(
+        problem.problem,
+        problem.position_problem,
+        site_known,
+        None if isnan(away) else away,
+        None if isnan(beyond) else beyond,
+    )
+    return Case(
+        facts=said,
+        measures=measures,
+        features=unpack_features(kept),
+        history_known=record.history_known,
+        model_score=record.model_score,
+        limits=limits,
+        time=record.create_time.seconds + record.create_time.nanos / 1e9,
+    )

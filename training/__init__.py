@@ -1,0 +1,1 @@
+"""Makes the model that services/fraud ships. Needs `make setup-training`."""
