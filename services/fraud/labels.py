@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -158,16 +158,24 @@ class Labels:
     async def feed_now(self) -> int:
         """Have them take up what waits; answers how many.
 
-        Who dies on the way has a label taken up twice: it counts a little more than it should, until
-        it has faded.
+        Replicas take turns, by the lock on what waits. Who dies on the way has a label taken up twice:
+        it counts a little more than it should, until it has faded.
 
         Raises:
             RedisError, DBAPIError: what was not taken up waits for the next time.
         """
-        async with sql.reading(self._engine) as connection:
-            due = await assessments.due_labels(connection, limit=_FED_AT_ONCE)
-        if not due:
-            return 0
+
+        async def work(connection: AsyncConnection) -> int:
+            due = await assessments.lock_due_labels(connection, limit=_FED_AT_ONCE)
+            if due:
+                await self._feed(due)
+                done = [stored.payment_id for stored in due]
+                await assessments.delete_label_tasks(connection, done)
+            return len(due)
+
+        return await sql.transact(self._engine, work)
+
+    async def _feed(self, due: Sequence[Stored]) -> None:
         labels: list[Label] = []
         released: list[Observation] = []
         for stored in due:
@@ -184,11 +192,6 @@ class Labels:
             await self._history.label(labels)
         if released:
             await self._history.settle(released, now=self._now().timestamp())
-        done = [stored.payment_id for stored in due]
-        await sql.transact(
-            self._engine, lambda connection: assessments.delete_label_tasks(connection, done)
-        )
-        return len(due)
 
     async def upkeep(self) -> None:
         """Take silence for honesty, let risks run out, forget what is old; until cancelled."""

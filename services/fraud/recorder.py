@@ -68,6 +68,7 @@ class Recorder:
         self._new_id = new_id
         self._waiting: deque[tuple[Judged, datetime]] = deque()
         self._alerts: list[pb.Alert] = []
+        self._writing = asyncio.Lock()
 
     def take(self, judged: Iterable[Judged]) -> None:
         """Have assessments written soon. When too many wait, the oldest that passed are lost."""
@@ -99,26 +100,29 @@ class Recorder:
         Raises:
             DBAPIError: it could not be written; it is kept for the next time.
         """
-        for rule in self._guard.take_news():
-            log.error("rule declines too much: it only reviews now", extra={"rule": rule})
-            share = f"{self._guard.share_max:.0%}"
-            detail = f"{rule} declined more than {share} of recent payments; it only reviews now"
-            self._alerts.append(self._alert(pb.Alert.KIND_GUARD_TRIPPED, [rule], detail))
-        while self._waiting or self._alerts:
-            size = min(len(self._waiting), _GROUP_MAX)
-            group = [self._waiting[at] for at in range(size)]
-            alerts = list(self._alerts)
-            told = await sql.transact(
-                self._engine,
-                lambda connection: self._write(connection, group, alerts),  # noqa: B023
-            )
-            # Nothing is taken from the left meanwhile, unless too much waits.
-            for each in group:
-                if self._waiting and self._waiting[0] is each:
-                    self._waiting.popleft()
-            del self._alerts[: len(alerts)]
-            if told:
-                self._relay.wake()
+        async with self._writing:
+            for rule in self._guard.take_news():
+                log.error("rule declines too much: it only reviews now", extra={"rule": rule})
+                share = f"{self._guard.share_max:.0%}"
+                detail = (
+                    f"{rule} declined more than {share} of recent payments; it only reviews now"
+                )
+                self._alerts.append(self._alert(pb.Alert.KIND_GUARD_TRIPPED, [rule], detail))
+            while self._waiting or self._alerts:
+                size = min(len(self._waiting), _GROUP_MAX)
+                group = [self._waiting[at] for at in range(size)]
+                alerts = list(self._alerts)
+                told = await sql.transact(
+                    self._engine,
+                    lambda connection: self._write(connection, group, alerts),  # noqa: B023
+                )
+                # Only `take` takes from the left meanwhile, when too much waits.
+                for each in group:
+                    if self._waiting and self._waiting[0] is each:
+                        self._waiting.popleft()
+                del self._alerts[: len(alerts)]
+                if told:
+                    self._relay.wake()
 
     async def _write(
         self,

@@ -154,14 +154,14 @@ async def save_label(
     await connection.execute(sa.insert(label_tasks), {"payment_id": payment_id})
 
 
-async def due_labels(connection: AsyncConnection, *, limit: int) -> list[Stored]:
-    """Payments whose label waits to be taken up."""
-    query = (
-        sa.select(assessments)
-        .join(label_tasks, label_tasks.c.payment_id == assessments.c.payment_id)
-        .limit(limit)
-    )
-    return [_stored(row) for row in await connection.execute(query)]
+async def lock_due_labels(connection: AsyncConnection, *, limit: int) -> list[Stored]:
+    """Payments whose label waits to be taken up; nobody else takes them until the transaction ends."""
+    query = sa.select(label_tasks.c.payment_id).limit(limit).with_for_update()
+    due = [row.payment_id for row in await connection.execute(query)]
+    if not due:
+        return []
+    found = sa.select(assessments).where(assessments.c.payment_id.in_(due))
+    return [_stored(row) for row in await connection.execute(found)]
 
 
 async def delete_label_tasks(connection: AsyncConnection, payment_ids: Collection[UUID]) -> None:
