@@ -26,7 +26,7 @@ _ARRIVAL_SECONDS = 10.0
 
 
 class OfflineActs:
-    """Asha's codes, spent where there is no network.
+    """A payer's codes, spent where there is no network.
 
     Args:
         gateway: Where the terminals sync.
@@ -52,13 +52,13 @@ class OfflineActs:
         """
         codes = await self._take_codes(payer)
         tea, books = await self._enrol(shop), await self._enrol(stall)
-        await self._sell_without_network(tea, books, codes)
+        await self._sell_without_network(payer, tea, books, codes)
         await self._settle(payer, tea, books, shop)
         await self._twice(payer, books)
 
     async def _take_codes(self, payer: Person) -> list[str]:
         screen = self._screen
-        screen.act("Asha goes where the network fails, and takes codes along")
+        screen.act(f"{payer.display_name} goes where the network fails, and takes codes along")
         wallet = await payer.client.move_offline(inr(400_00))
         screen.step("She sets 400.00 aside for it", f"online {amount_text(wallet.online)}")
         screen.check(
@@ -100,7 +100,7 @@ class OfflineActs:
         return terminal
 
     async def _sell_without_network(
-        self, tea: Terminal, books: Terminal, codes: Sequence[str]
+        self, payer: Person, tea: Terminal, books: Terminal, codes: Sequence[str]
     ) -> None:
         screen = self._screen
         how = "each terminal in a network namespace of its own" if namespace() else "no route"
@@ -118,7 +118,9 @@ class OfflineActs:
         self._refused(said, "a mistyped symbol is caught by the code's own check symbol")
         said = await self._accept(tea, codes[0], "100.00")
         self._refused(said, "a code that was spent here is not taken again")
-        screen.step("And Asha shows the book stall, which cannot know, a code she has spent")
+        screen.step(
+            f"And {payer.display_name} shows the book stall, which cannot know, a code that is spent"
+        )
         said = await self._accept(books, codes[0], "100.00")
         self._expect(said, 0, "with both sides offline it cannot be prevented: the stall takes it")
 
@@ -148,7 +150,7 @@ class OfflineActs:
         )
         screen.check(
             sorted(results) == ["PARTIALLY_SETTLED"] * 2 + ["SETTLED"] * 2,
-            "two whole, two in part with the rest back in Asha's offline balance",
+            "two whole, two in part with the rest back in the payer's offline balance",
             results,
         )
         after = (await self._operator.wallet(shop.wallet_name)).online.minor_units
@@ -158,7 +160,7 @@ class OfflineActs:
         now = (await self._operator.wallet(shop.wallet_name)).online.minor_units
         screen.check(now == after, "and nothing is paid twice", now - after)
         wallet = await payer.client.wallet(payer.wallet_name)
-        await self._show(wallet)
+        await self._show(payer, wallet)
         said = await books.run("sync")
         self._expect(said, 0, "the book stall's sync went through")
         results = [str(item["reason"]) for item in said.answer["items"]]
@@ -170,7 +172,11 @@ class OfflineActs:
         screen = self._screen
         screen.act("One code at two shops has consequences")
         right = await self._until_suspended(payer)
-        screen.step("Asha's right to spend offline", Right.Level.Name(right.level), right.reason)
+        screen.step(
+            f"{payer.display_name}'s right to spend offline",
+            Right.Level.Name(right.level),
+            right.reason,
+        )
         screen.check(
             right.level == Right.LEVEL_SUSPENDED, "is suspended, without anybody's doing", right
         )
@@ -206,8 +212,11 @@ class OfflineActs:
                 return right
             await asyncio.sleep(0.02)
 
-    async def _show(self, wallet: wallet_pb2.Wallet) -> None:
-        row = ("Asha", *(amount_text(m) for m in (wallet.online, wallet.offline, wallet.reserved)))
+    async def _show(self, payer: Person, wallet: wallet_pb2.Wallet) -> None:
+        row = (
+            payer.display_name,
+            *(amount_text(m) for m in (wallet.online, wallet.offline, wallet.reserved)),
+        )
         self._screen.table((f"Balances, {CURRENCY}", "online", "offline", "reserved"), [row])
         # 400.00 set aside, 270.00 spent; 20.00 stays reserved behind the fifth code.
         self._screen.check(

@@ -1,4 +1,4 @@
-"""The story the demo tells: two payers, two shops, an operator, every rupee accounted for."""
+"""The story the demo tells: three payers, two shops, an operator, every rupee accounted for."""
 
 from __future__ import annotations
 
@@ -67,16 +67,17 @@ class Story:
         await self._refund(third)
         await self._statement()
         await OfflineActs(self._gateway, self._operator, self._screen, self._directory).tell(
-            self._asha, self._shop, self._stall
+            self._chitra, self._shop, self._stall
         )
         await self._suspend()
         await self._account_for_everything()
 
     async def _open_accounts(self) -> None:
         screen = self._screen
-        screen.act("Two payers, a tea house and a book stall open accounts")
+        screen.act("Three payers, a tea house and a book stall open accounts")
         self._asha = await self._register("Asha")
         self._bela = await self._register("Bela")
+        self._chitra = await self._register("Chitra")
         self._shop = await self._register("Chai Point", BENGALURU)
         self._stall = await self._register("Book Stall", BENGALURU)
         await self._refused(
@@ -118,7 +119,11 @@ class Story:
     async def _top_up(self) -> None:
         screen = self._screen
         screen.act("Money comes in at the counter")
-        for person, minor_units in ((self._asha, 1_000_00), (self._bela, 100_00)):
+        for person, minor_units in (
+            (self._asha, 1_000_00),
+            (self._bela, 100_00),
+            (self._chitra, 500_00),
+        ):
             await self._until_wallet(person, active=True, seconds=_ARRIVAL_SECONDS)
             wallet = await self._operator.top_up(
                 person.wallet_name, inr(minor_units), f"Counter receipt {person.username}"
@@ -318,11 +323,11 @@ class Story:
             for wallet in wallets
             for account in (wallet.online, wallet.offline, wallet.reserved, wallet.held)
         )
-        screen.check(total == 1_100_00, "what came in at the counter is in the four wallets", total)
+        screen.check(total == 1_600_00, "what came in at the counter is in the five wallets", total)
 
     @property
     def _people(self) -> tuple[Person, ...]:
-        return self._asha, self._bela, self._shop, self._stall
+        return self._asha, self._bela, self._chitra, self._shop, self._stall
 
     async def _pay(
         self,
