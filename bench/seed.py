@@ -25,7 +25,7 @@ from uuid_utils.compat import uuid7
 from cli.process import StartError
 from cli.stack.endpoints import Endpoints
 from services import event_log, names, sql
-from services.fraud.store import tables as fraud_tables
+from services.fraud.store.tables import sites
 from services.money import Money
 from services.payment import store as ledger_store
 from services.payment.domain.book import Policy, Request
@@ -183,7 +183,7 @@ async def _until(holds: Callable[[], Awaitable[bool]], service: str) -> None:
 async def _knows_sites(engine: AsyncEngine, vendors: int) -> bool:
     # What is in the table is in the index that the checks use; it is written there afterwards.
     async with sql.reading(engine) as connection:
-        query = sa.select(sa.func.count()).select_from(fraud_tables.sites)
+        query = sa.select(sa.func.count()).select_from(sites)
         return (await connection.execute(query)).scalar_one() >= vendors
 
 

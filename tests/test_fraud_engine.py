@@ -134,6 +134,8 @@ async def surroundings(tls_for, valkey_url, database_url):
             limits=Limits(),
             drain_notice_ms=0,
             log_level="INFO",
+            # A test machine may be busy with other things.
+            history_seconds=5.0,
         )
         engine = Engine(settings, parties, redis, tls_for)
         stack.push_async_callback(engine.close)
@@ -347,8 +349,11 @@ async def test_silence_is_honesty_in_time_risks_run_out_and_what_is_old_is_forgo
 
     assert (await engine.kept(quiet)).label.source == pb.Label.SOURCE_UNDISPUTED
     assert not (await engine.kept(suspect)).HasField("label")
-    await eventually(engine.risks)
-    assert (await engine.risks())[-1] == (suspect.payer, NORMAL)
+
+    async def told():
+        return (suspect.payer, NORMAL) in await engine.risks()
+
+    await eventually(told)
     clock[0] += timedelta(days=120)
     await server.labels.keep_up_now()
     call = engine.desk("GetAssessment", pb.GetAssessmentRequest(payment=quiet.payment))
@@ -565,9 +570,11 @@ async def test_a_batch_is_answered_as_its_payments_one_by_one(engine):
     together = [await engine.kept(each) for each in await asked(engine, sequence(), at_once=True)]
     payer = f"users/{uuid4()}"
     await engine.redis.flushall()
+    engine.server._guard._declined.clear()
     alone = [await engine.kept(each) for each in await asked(engine, sequence(), at_once=False)]
 
-    assert [plain(each) for each in together] == [plain(each) for each in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert plain(one) == plain(other)
 
 
 async def asked(engine, payments, *, at_once):
@@ -583,7 +590,7 @@ def plain(kept):
         kept.assessment.decision,
         kept.assessment.score,
         [(each.reason, each.detail) for each in kept.assessment.signals],
-        [each.value for each in kept.features],
+        {each.name: each.value for each in kept.features},
     )
 
 
@@ -643,9 +650,13 @@ async def test_losing_valkey_means_review_from_the_floor_on_never_a_pass(surroun
         assert [each.decision for each in found] == [ALLOW, REVIEW]
         assert [each.signals[0].code for each in found] == [pb.Signal.CODE_HISTORY_UNAVAILABLE] * 2
         await server.start()
-        engine.server._assessor._ask_again_at = 0.0
-        (again,) = await engine.assess(a_payment(vendor, minor_units=500_00))
-        assert again.decision == ALLOW
+
+        async def passes():
+            engine.server._assessor._ask_again_at = 0.0
+            (again,) = await engine.assess(a_payment(vendor, minor_units=500_00))
+            return again.decision == ALLOW
+
+        await eventually(passes)
         await engine.close()
         await engine.redis.aclose()
 

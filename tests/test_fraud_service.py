@@ -133,6 +133,8 @@ async def around(tls_for, valkey_url, database_url):
             limits=Limits(),
             drain_notice_ms=0,
             log_level="INFO",
+            # A test machine may be busy with other things.
+            history_seconds=5.0,
         )
         yield Fraud(settings, parties, redis, tls_for)
 

@@ -191,6 +191,7 @@ def _precision(
 def show(report: dict[str, Any], console: Console) -> None:
     """Print a report for people."""
     table = Table(box=box.SIMPLE_HEAD)
+    notes: list[str] = []
     table.add_column("world")
     table.add_column("fraud")
     for name in ("count", "recall", "by amount", "FPR"):
@@ -212,18 +213,19 @@ def show(report: dict[str, Any], console: Console) -> None:
                 table.add_row(
                     "", f"scenario {scenario}", f"{each['count']}", _percent(each["recall"])
                 )
+            table.add_section()
             precision = ", ".join(f"{k}: {_percent(p)}" for k, p in said["precision_at_k"].items())
-            table.add_row("", f"precision of the k highest a day: {precision}")
             cost = said["cpu_us_per_payment"]
-            table.add_row(
-                "",
-                f"CPU µs a payment, replay included: {cost['process']} here, {cost['valkey']} Valkey",
-                end_section=True,
+            notes.append(
+                f"{title}: precision of the k highest scores a day: {precision}; CPU a payment, the "
+                f"replay's included: {cost['process']} µs here, {cost['valkey']} µs in Valkey"
             )
     days = report["label_delay_seconds"] / 86_400
     model = report["model"] or "none: rules only"
     console.print(f"model {model}; labels known after {days:g} d", highlight=False)
     console.print(table)
+    for note in notes:
+        console.print(note, highlight=False)
     for name, why in report["passed_over"].items():
         console.print(f"{name} is not judged: it {why}, before --from-day", highlight=False)
 

@@ -24,8 +24,6 @@ from tallystick.fraud.v1 import fraud_service_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-# Payment waits 150 ms for a batch; one round trip takes 1 to 5.
-_HISTORY_SECONDS = 0.06
 # After it failed: every batch would wait that long while Valkey is away.
 _HISTORY_PAUSE_SECONDS = 1.0
 # Payments let through whose profiles wait to learn from them. They ride along with the next batch.
@@ -67,7 +65,7 @@ class Assessor:
         limits: What this deployment allows.
         now: Seconds since 1970.
         clock: Seconds that only grow.
-        history_seconds: How long counters and profiles are waited for.
+        history_seconds: How long counters and profiles are waited for; payment waits 150 ms for it all.
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class Assessor:
         *,
         now: Callable[[], float],
         clock: Callable[[], float],
-        history_seconds: float = _HISTORY_SECONDS,
+        history_seconds: float,
     ) -> None:
         self._history = history
         self._scorer = scorer

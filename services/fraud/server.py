@@ -96,6 +96,7 @@ class FraudServer:
             settings.limits,
             now=lambda: now().timestamp(),
             clock=clock,
+            history_seconds=settings.history_seconds,
         )
         self._alerts = Feed(self._redis, SERVICE)
         desk = Desk(

@@ -24,6 +24,7 @@ class Settings:
         limits: Where payments stop passing unseen.
         decline_share_max: Of recent payments, what one rule may decline before it only reviews.
         model_directory: Where the model is; None: the one that is shipped.
+        history_seconds: How long counters and profiles are waited for.
         patience: When silence counts as honesty, and how long assessments are kept.
         drain_notice_ms: How long callers are given to notice NOT_SERVING before calls are ended.
         log_level: Least level logged.
@@ -39,6 +40,7 @@ class Settings:
     log_level: str
     decline_share_max: float = 0.05
     model_directory: Path | None = None
+    history_seconds: float = 0.06
     patience: Patience = field(default_factory=Patience)
 
     @classmethod
@@ -61,6 +63,7 @@ class Settings:
             model_directory=Path(directory)
             if (directory := environment.text("MODEL_DIR", ""))
             else None,
+            history_seconds=environment.integer("HISTORY_BUDGET_MS", 60, at_least=1) / 1_000,
             patience=Patience(
                 undisputed=timedelta(days=environment.integer("UNDISPUTED_DAYS", 7, at_least=1)),
                 kept=timedelta(days=environment.integer("ASSESSMENTS_KEPT_DAYS", 120, at_least=1)),

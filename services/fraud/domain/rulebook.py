@@ -25,8 +25,10 @@ from services.fraud.features.spec import INDEX
 _CODES = {code.value: code for code in Code}
 _BELOW_FLOOR = "_BELOW_FLOOR"
 _NOTE_WEIGHT = 10
-# What the model says of a payer it knows nothing of is a guess about strangers: until a payer has paid
-# so often, rules alone decide. The score is kept all the same.
+_COUNT_1D, _COUNT_30D = INDEX["count_1d"], INDEX["count_30d"]
+# What the model says of a payer it knows nothing of is a guess about strangers: somebody's first payments,
+# one after the other, look like a card being tried. Until so many of a payer's payments lie more than a day
+# or so back, rules alone decide. The score is kept all the same.
 _MODEL_PAYMENTS_MIN = 3.0
 
 
@@ -161,11 +163,12 @@ def _model_signal(case: Case) -> Signal | None:
     score = case.model_score
     if score < REVIEW_SCORE:
         return None
-    if case.features[INDEX["payer_payments"]] < _MODEL_PAYMENTS_MIN:
+    earlier = case.features[_COUNT_30D] - case.features[_COUNT_1D]
+    if earlier < _MODEL_PAYMENTS_MIN:
         return None
     # Of the model's scale: every 25 points are ten times rarer among honest payments.
     rare = round(10 ** (score / 25))
-    detail = f"one in {rare:,} honest payments looks as unlike the payer and the vendor, or more"
+    detail = f"at most one in {rare:,} honest payments looks as unlike the payer and the vendor"
     return Signal(Code.MODEL, Code.MODEL.value, min(DECLINE_SCORE - 1, math.floor(score)), detail)
 
 
