@@ -40,6 +40,7 @@ class Till(App[None]):
     """
 
     TITLE = "Tallystick till"
+    CSS_PATH = "till.tcss"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         ("f2", "request", "Voucher request"),
