@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pos import terminal as pos_terminal
 from pos.decision import Refusal, Typed
 from pos.errors import PosError
-from pos.terminal import Network
+from pos.status import Network
 from protocol import signed
 from tallystick.offline.v1 import terminal_sync_service_pb2 as sync_pb
 from tests.ledger_world import ASHA
@@ -374,3 +374,22 @@ async def test_two_at_once_take_a_code_once(world, till):
 
     assert [decision.approved for decision in decisions].count(True) == 1
     assert {each.refusal for each in decisions} == {None, Refusal.SPENT_HERE}
+
+
+async def test_a_sale_whose_caller_is_cancelled_is_whole_before_anything_else_is_written(
+    world, till
+):
+    codes = [world.server.issue(ASHA, 10_00) for _ in range(20)]
+    for code in codes:
+        selling = asyncio.create_task(till.running.accept(Typed(code), 10_00, "INR"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        selling.cancel()
+        (cancelled,) = await asyncio.gather(selling, return_exceptions=True)
+        assert isinstance(cancelled, asyncio.CancelledError)
+
+    for code in codes:
+        again = await till.running.accept(Typed(code), 10_00, "INR")
+        assert again.approved or again.refusal is Refusal.SPENT_HERE
+    assert len(till.running.sales()) == len(codes)
+    assert resume(till)._journal.flaws == []
