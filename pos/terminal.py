@@ -505,7 +505,7 @@ async def enroll(
         scope: The area whose codes it takes; empty means `main`.
 
     Raises:
-        PosError: ALREADY_ENROLLED, or the platform's refusal.
+        PosError: ALREADY_ENROLLED, ENROLMENT_PENDING, BUNDLE_UNTRUSTED, or the platform's refusal.
     """
     vault = Vault(directory)
     with vault.claim():
@@ -523,7 +523,16 @@ async def enroll(
             scope=scope,
             public_key=key.public_key().public_bytes_raw(),
         )
-        enrolled = await platform.enroll(vendor, terminal, pending.read_text())
+        try:
+            enrolled = await platform.enroll(vendor, terminal, pending.read_text())
+        except PosError as error:
+            if error.reason != "REQUEST_ID_REUSED":
+                raise
+            message = (
+                f"Another enrolment was begun in {directory} and may have succeeded. Repeat it with the same site, "
+                "name and scope, or name another directory."
+            )
+            raise PosError("ENROLMENT_PENDING", message) from error
         who = await platform.sign_in(enrolled.name, key, datetime.now(UTC))
         bundle = await platform.trust_bundle(who)
         # The first one names its own key: that it is the issuer's, the connection's certificate says.
