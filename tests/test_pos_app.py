@@ -11,6 +11,7 @@ from pos.app.entry import Look, look_at
 from pos.app.screens import PayRequest, Receipt, pay_request, qr_text
 from pos.app.till import Till
 from protocol import voucher
+from tests.eventually import eventually
 from tests.ledger_world import ASHA
 from tests.offline_simulation import Simulation
 
@@ -162,18 +163,19 @@ async def test_guesses_lock_the_till_and_it_says_for_how_long(world, app):
 async def test_everything_fits_the_usual_terminal(world, app, size):
     async with app.run_test(size=size) as pilot:
         await enter(pilot, "900", world.server.issue(ASHA, 100_00))
-        await pilot.pause()
-        for name in ("pad-7", "pad-dot", "amount", "code", "look", "answer", "stored", "count-bar"):
-            shown = app.query_one(f"#{name}")
-            assert shown.region.height > 0
-            assert shown.region in app.query_one("#work").region, name
+
+        def is_whole(name):
+            region = app.query_one(f"#{name}").region
+            return region.height > 0 and region in app.query_one("#work").region
+
+        names = ("pad-7", "pad-dot", "amount", "code", "look", "answer", "stored", "count-bar")
+        await eventually(lambda: all(map(is_whole, names)))
 
         await enter(pilot, "100", world.server.issue(ASHA, 100_00))
-        await pilot.pause()
         code = app.screen.query_one("#receipt-qr", Static)
-        assert code.region in app.screen.region
         lines = str(code.content).splitlines()
-        assert (code.size.width, code.size.height) == (len(lines[0]), len(lines))
+        await eventually(lambda: code.size == (len(lines[0]), len(lines)))
+        assert code.region in app.screen.region
 
 
 def test_a_qr_code_is_drawn_module_by_module_with_its_quiet_zone():

@@ -179,6 +179,20 @@ def test_a_row_of_another_terminal_is_named(tmp_path):
     assert [number for number, _ in flaws(tmp_path / "own")] == [1]
 
 
+def test_a_row_that_another_key_signed_is_named(tmp_path):
+    other = Ed25519PrivateKey.from_private_bytes(bytes([4]) * 32)
+    forger = Journal(
+        tmp_path / "journal.db",
+        Cipher(SECRET, NAME.encode()),
+        other,
+        Cipher.derive(SECRET, b"m"),
+    )
+    forger.append(a_sale())
+    forger.close()
+
+    assert flaws(tmp_path) == [(1, "is not signed by this terminal")]
+
+
 def test_a_code_taken_here_is_known_after_a_restart(tmp_path):
     with_sales(tmp_path, 2)
 

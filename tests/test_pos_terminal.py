@@ -2,6 +2,7 @@
 
 import asyncio
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -9,12 +10,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pos import terminal as pos_terminal
 from pos.decision import Refusal, Typed
 from pos.errors import PosError
-from pos.terminal import Network
+from pos.platform import SignedIn
+from pos.status import Network
+from pos.terminal import Terminal, enroll
+from pos.vault import Vault
 from protocol import signed
 from tallystick.offline.v1 import terminal_sync_service_pb2 as sync_pb
+from tallystick.user.v1 import user_pb2
 from tests.ledger_world import ASHA
 from tests.offline_simulation import ISSUER_KEY, Simulation
 
+NAME = f"users/{UUID(int=7)}/terminals/{UUID(int=8)}"
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes([9]) * 32)
 
 
@@ -374,3 +380,84 @@ async def test_two_at_once_take_a_code_once(world, till):
 
     assert [decision.approved for decision in decisions].count(True) == 1
     assert {each.refusal for each in decisions} == {None, Refusal.SPENT_HERE}
+
+
+async def test_a_sale_whose_caller_is_cancelled_is_whole_before_anything_else_is_written(
+    world, till
+):
+    codes = [world.server.issue(ASHA, 10_00) for _ in range(20)]
+    for code in codes:
+        selling = asyncio.create_task(till.running.accept(Typed(code), 10_00, "INR"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        selling.cancel()
+        (cancelled,) = await asyncio.gather(selling, return_exceptions=True)
+        assert isinstance(cancelled, asyncio.CancelledError)
+
+    for code in codes:
+        again = await till.running.accept(Typed(code), 10_00, "INR")
+        assert again.approved or again.refusal is Refusal.SPENT_HERE
+    assert len(till.running.sales()) == len(codes)
+    assert resume(till)._journal.flaws == []
+
+
+class Office:
+    """The platform as it enrols one terminal."""
+
+    def __init__(self, world, refusals=()):
+        self.world = world
+        self.refusals = list(refusals)
+        self.asked = []
+
+    async def enroll(self, _vendor, terminal, request_id):
+        self.asked.append((request_id, terminal.public_key))
+        if self.refusals:
+            raise PosError(self.refusals.pop(0), "No.")
+        return user_pb2.Terminal(name=NAME)
+
+    async def sign_in(self, _name, _key, _now):
+        return SignedIn((), self.world.clock())
+
+    async def trust_bundle(self, _who):
+        return self.world.server.bundle(NAME)
+
+
+def enrolling(world, office, directory):
+    return enroll(
+        directory, office, SignedIn((), None), site="users/a/sites/b", display_name="Till 9"
+    )
+
+
+async def test_an_enrolment_that_was_broken_off_is_the_same_when_repeated(world, tmp_path):
+    office = Office(world, ["UNREACHABLE"])
+    with pytest.raises(PosError, match="No"):
+        await enrolling(world, office, tmp_path / "new")
+
+    identity = await enrolling(world, office, tmp_path / "new")
+
+    assert office.asked[0] == office.asked[1], "the same request id and the same key"
+    assert identity.name == NAME
+    async with Terminal.open(tmp_path / "new", "127.0.0.1:1", wall=world.clock) as till:
+        code = world.server.issue(ASHA, 10_00)
+        assert (await till.accept(Typed(code), 10_00, "INR")).approved, "without another sync"
+    with pytest.raises(PosError) as refused:
+        await enrolling(world, office, tmp_path / "new")
+    assert refused.value.reason == "ALREADY_ENROLLED"
+
+
+async def test_an_enrolment_with_other_details_than_the_one_begun_says_so(world, tmp_path):
+    with pytest.raises(PosError) as refused:
+        await enrolling(world, Office(world, ["REQUEST_ID_REUSED"]), tmp_path / "new")
+
+    assert refused.value.reason == "ENROLMENT_PENDING"
+
+
+async def test_a_first_bundle_that_its_own_keys_did_not_sign_enrols_nothing(world, till, tmp_path):
+    forged = bundle(world, till, OTHER_KEY, (ISSUER_KEY,), terminal=NAME)
+    world.server.bundle = lambda _: forged
+
+    with pytest.raises(PosError) as refused:
+        await enrolling(world, Office(world), tmp_path / "new")
+
+    assert refused.value.reason == "BUNDLE_UNTRUSTED"
+    assert not Vault(tmp_path / "new").is_enrolled()

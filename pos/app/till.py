@@ -18,7 +18,8 @@ from pos.decision import Decision, Typed, VoucherShown
 from pos.errors import PosError
 from pos.journal import Sale
 from pos.shell import amount_text, parse_amount, parse_spend, state_text
-from pos.terminal import Network, Terminal
+from pos.status import Network
+from pos.terminal import Terminal
 
 _PAD = ("7", "8", "9", "4", "5", "6", "1", "2", "3", "C", "0", ".")
 _REFRESH_SECONDS = 1.0
@@ -40,6 +41,7 @@ class Till(App[None]):
     """
 
     TITLE = "Tallystick till"
+    CSS_PATH = "till.tcss"
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         ("f2", "request", "Voucher request"),
