@@ -329,6 +329,23 @@ def test_the_model_asks_for_a_person_and_never_refuses_nor_judges_strangers(
     assert reasons(found) == ([] if decision is Decision.ALLOW else ["MODEL"])
 
 
+def test_a_stranger_is_judged_by_the_model_only_where_strangers_are_rare():
+    guard = Guard()
+    known = a_case(count_30d=20.0)
+    stranger = a_case(model_score=60.0)
+
+    decisions = []
+    for _ in range(3):
+        decisions.append(BUILT_IN.judge(stranger, guard).decision)
+        for _ in range(1_500):
+            BUILT_IN.judge(known, guard)
+
+    assert decisions == [Decision.ALLOW, Decision.ALLOW, Decision.REVIEW]
+    for _ in range(200):
+        BUILT_IN.judge(stranger, guard)
+    assert BUILT_IN.judge(stranger, guard).decision is Decision.ALLOW
+
+
 features = st.sampled_from(sorted(set(NAMES)))
 values = st.sampled_from([-1.0, 0.0, 1.0, 7.0, 50.0, 1e6, 3e38]) | st.floats(0, 300, width=32)
 cases = st.builds(

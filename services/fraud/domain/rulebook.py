@@ -28,7 +28,7 @@ _NOTE_WEIGHT = 10
 _COUNT_1D, _COUNT_30D = INDEX["count_1d"], INDEX["count_30d"]
 # What the model says of a payer it knows nothing of is a guess about strangers: somebody's first payments,
 # one after the other, look like a card being tried. Until so many of a payer's payments lie more than a day
-# or so back, rules alone decide. The score is kept all the same.
+# or so back, rules alone decide, except where newcomers are rare. The score is kept all the same.
 _MODEL_PAYMENTS_MIN = 3.0
 
 
@@ -83,12 +83,13 @@ class RuleBook:
         """
         if case.measures.problem:
             return not_assessable([case.measures.problem])
-        guard.count()
+        newcomer = _is_newcomer(case)
+        guard.count(newcomer=newcomer)
         listed = self._listed(case)
         if listed is not None and listed.code is Code.DENY_LISTED:
             return conclude([listed])
         held = self._expressions.hold(self._read(case))
-        model = _model_signal(case)
+        model = None if newcomer and guard.newcomers_are_usual() else _model_signal(case)
         if not held and listed is None:
             return conclude([model]) if model else PASSED
         said: list[Signal] = [] if model is None else [model]
@@ -159,12 +160,13 @@ def _entities(case: Case) -> list[str]:
     return found
 
 
+def _is_newcomer(case: Case) -> bool:
+    return case.features[_COUNT_30D] - case.features[_COUNT_1D] < _MODEL_PAYMENTS_MIN
+
+
 def _model_signal(case: Case) -> Signal | None:
     score = case.model_score
     if score < REVIEW_SCORE:
-        return None
-    earlier = case.features[_COUNT_30D] - case.features[_COUNT_1D]
-    if earlier < _MODEL_PAYMENTS_MIN:
         return None
     # Of the model's scale: every 25 points are ten times rarer among honest payments.
     rare = round(10 ** (score / 25))
