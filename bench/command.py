@@ -23,12 +23,14 @@ class _Figure:
         options: Adds what may be asked of it alone.
         run: Measures it; answers the exit code.
         of_all: What `bench all` asks of it.
+        profiles: On which it can be measured; the first unless told otherwise.
     """
 
     summary: str
     options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
     of_all: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = PROFILES
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -42,8 +44,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         )
         own.add_argument(
             "--profile",
-            choices=PROFILES,
-            default=PROFILES[0],
+            choices=figure.profiles,
+            default=figure.profiles[0],
             help="dev: SQLite files. mysql: a private MariaDB (default: %(default)s)",
         )
         figure.options(own)
@@ -67,6 +69,8 @@ def _all(
 ) -> int:
     failed = []
     for name, figure in _FIGURES.items():
+        if profile not in figure.profiles:
+            continue
         given = [*figure.of_all, "--profile", profile, "--json", str(out / f"{name}.json")]
         if "--plots" in figures.choices[name].format_usage():
             given += ["--plots", str(out)]
@@ -128,6 +132,49 @@ def _online(options: argparse.Namespace) -> int:
     )
 
 
+def _scale_options(parser: argparse.ArgumentParser) -> None:
+    _add_load(parser, rate=500.0, seconds=10.0)
+    parser.add_argument(
+        "--wallets",
+        type=_count,
+        default=1_000_000,
+        metavar="N",
+        help="in the large ledger; the small one has 10,000 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--payments",
+        type=_count,
+        default=1_000_000,
+        metavar="N",
+        help="stored in the large ledger before it is measured, as a multiple of its wallets; "
+        "10 million take some minutes and 7 GB (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--soak",
+        type=_number,
+        default=60.0,
+        metavar="SECONDS",
+        help="for how long memory is watched, at most 600 (default: %(default)g)",
+    )
+    _add_plots(parser)
+
+
+def _scale(options: argparse.Namespace) -> int:
+    from bench import scale
+
+    return scale.run(
+        scale.Options(
+            rate=options.rate,
+            seconds=options.seconds,
+            wallets=options.wallets,
+            payments=options.payments,
+            soak=options.soak,
+            json_file=options.json,
+            plots=options.plots,
+        )
+    )
+
+
 def _add_load(parser: argparse.ArgumentParser, *, rate: float, seconds: float) -> None:
     parser.add_argument(
         "--rate",
@@ -172,5 +219,11 @@ _FIGURES = {
         _online_options,
         _online,
         ("--sweep", "--overload"),
+    ),
+    "scale": _Figure(
+        "payments in a small and in a large ledger, to a hot vendor, by two replicas, for long",
+        _scale_options,
+        _scale,
+        profiles=(MYSQL,),
     ),
 }

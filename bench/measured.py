@@ -162,6 +162,10 @@ class Bench:
             await self.rest(name, endpoints)
             yield Measured(endpoints, world, directory)
 
+    async def vendors(self, endpoints: Endpoints, key_file: Path) -> World:
+        """Register vendors on a stack, and nobody who pays."""
+        return await seed(endpoints, key_file, payers=0, vendors=VENDORS)
+
     async def rest(self, name: str, endpoints: Endpoints) -> None:
         """Wait until a stack has nothing left to do, and warn when that does not come."""
         if not await stack.at_rest(endpoints.processes):

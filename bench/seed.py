@@ -12,7 +12,7 @@ import hashlib
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -64,11 +64,23 @@ class World:
         payers: Ids of who pays; each began with MONEY_EACH, or with nothing where there is no ledger.
         tokens: An access token for each payer, good for 15 minutes.
         vendors: `users/{uuid}`, latitude and longitude of each.
+        opening: Online balances that were others when the load began, by owner.
     """
 
     payers: list[UUID]
     tokens: list[str]
     vendors: list[tuple[str, float, float]]
+    opening: dict[UUID, int] = field(default_factory=dict)
+
+    @property
+    def vendor_ids(self) -> list[UUID]:
+        """Whose shops they are."""
+        return [names.last_id(name) for name, _, _ in self.vendors]
+
+    def began_with(self) -> dict[UUID, int]:
+        """Online balances of everybody when the load began."""
+        nothing = dict.fromkeys(self.vendor_ids, 0)
+        return {**nothing, **dict.fromkeys(self.payers, MONEY_EACH), **self.opening}
 
 
 def payers_needed(rate: float, seconds: float) -> int:
@@ -119,8 +131,18 @@ async def seed(
             await engine.dispose()
 
 
-def _account(role: Role) -> User:
-    now, user_id = datetime.now(UTC), uuid7()
+async def sign_in(endpoints: Endpoints, key_file: Path, owners: Sequence[UUID]) -> list[str]:
+    """An access token for each payer, whom nobody but the ledger need know."""
+    engine = sql.create_engine(endpoints.services["user"].database_url)
+    try:
+        people = [_account(Role.USER, owner) for owner in owners]
+        return await _sign_in(engine, KeyRing.read(key_file), people)
+    finally:
+        await engine.dispose()
+
+
+def _account(role: Role, user_id: UUID | None = None) -> User:
+    now, user_id = datetime.now(UTC), user_id or uuid7()
     name = f"bench-{user_id.hex}"
     return User(user_id, name, "Bench", role, State.ACTIVE, "bench", now, now, 2)
 
