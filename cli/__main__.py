@@ -12,6 +12,7 @@ from bench import command as bench
 from cli.databases import OWNERS, PROFILES
 from cli.process import StartError
 from cli.stack.layout import Layout
+from pos import command as pos
 from services.environment import SettingError
 
 # Beside the checkout or wherever one works: the stack belongs to the directory it is started in.
@@ -94,6 +95,8 @@ def _parser() -> argparse.ArgumentParser:
         "--run-dir", type=Path, default=_RUN, metavar="DIR", help=f"the stack's (default: {_RUN})"
     )
     audit.add_argument("--json", type=Path, metavar="FILE", help="write what was found there too")
+
+    pos.add_parser(commands)
 
     demo = _command(
         commands, "demo", _demo, "start a stack of its own, use it as real clients do, check, stop"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from uuid import UUID
+
+# A payment's names are written some ten times, in its answer and in each of its events.
+_RECENT = 2_048
 
 
 def stream_name(service: str) -> str:
@@ -10,11 +14,13 @@ def stream_name(service: str) -> str:
     return f"events:{service}"
 
 
+@lru_cache(_RECENT)
 def user_name(user_id: UUID) -> str:
     """`users/{uuid}`."""
     return f"users/{user_id}"
 
 
+@lru_cache(_RECENT)
 def payment_name(payment_id: UUID) -> str:
     """`payments/{uuid}`."""
     return f"payments/{payment_id}"
@@ -30,6 +36,7 @@ def terminal_name(vendor_id: UUID, terminal_id: UUID) -> str:
     return f"users/{vendor_id}/terminals/{terminal_id}"
 
 
+@lru_cache(_RECENT)
 def wallet_name(user_id: UUID, currency_code: str) -> str:
     """`users/{uuid}/wallets/{currency}`."""
     return f"users/{user_id}/wallets/{currency_code}"

@@ -39,6 +39,8 @@ class Refusal(Exception):
         kind: Kind,
         reason: str,
         message: str,
+        # Metadata may have any key, `reason` among them.
+        /,
         *,
         retry_after: timedelta | None = None,
         **metadata: str,

@@ -1,15 +1,10 @@
-"""Any sequence of commands through the group and the real store, against a model that only counts.
-
-The model knows nothing of accounts, transfers or books: who has how much where, where each payment stands, and what
-each request was answered.
-"""
+"""Any sequence of commands through the group and the real store, against a model that only counts."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import shutil
-from collections import Counter
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
@@ -28,7 +23,7 @@ from uuid_utils.compat import uuid7
 from services import names, sql
 from services.money import Money
 from services.payment import audit, group, store
-from services.payment.domain.book import Policy, Request, Task
+from services.payment.domain.book import Request, Task
 from services.payment.domain.commands import (
     CreatePayment,
     MoveFunds,
@@ -39,12 +34,20 @@ from services.payment.domain.commands import (
     SettlePending,
 )
 from services.payment.domain.ledger import Bucket, Purpose, WalletKey
+from services.payment.domain.offline_commands import (
+    ACTOR,
+    ReleaseReservation,
+    ReserveFunds,
+    SettleOffline,
+)
 from services.payment.domain.payment import Decision, Risk, State
+from services.payment.domain.reservation import ReservationState
 from services.payment.group import Group
+from services.payment.handlers.request import service_scope
 from services.refusal import Refusal
 from tallystick.fraud.v1 import fraud_service_pb2 as fraud_pb
+from tests.ledger_model import POLICY, Model, said
 
-POLICY = Policy(frozenset({"INR"}), degraded_floor=50, offline_cap=40)
 PEOPLE = tuple(UUID(int=number) for number in range(101, 105))
 VENDORS = PEOPLE[2:]
 
@@ -61,125 +64,6 @@ answers = st.sampled_from([Decision.ALLOW] * 3 + [Decision.REVIEW] * 3 + [Decisi
 which = st.integers(0, 10**6)
 # Most requests are new, a few come again or lend their id to another.
 ids = st.sampled_from([None, None, None, 0, 1, 2])
-
-
-class Model:
-    """What should be so."""
-
-    def __init__(self):
-        self.active = {}
-        self.versions = {}
-        self.money = Counter()  # by (person or "out", bucket)
-        self.payments = {}
-        self.requests = {}
-
-    def once(self, key, body, work):
-        """The answer of a request: the first one, or what `work` says; a refusal is not remembered."""
-        if key in self.requests:
-            earlier, answer = self.requests[key]
-            return answer if earlier == body else "REQUEST_ID_REUSED"
-        answer = work()
-        if not answer.isupper():
-            self.requests[key] = (body, answer)
-        return answer
-
-    def set_owner(self, person, active, version):
-        if version > self.versions.get(person, 0):
-            self.active[person], self.versions[person] = active, version
-        return "done"
-
-    def move(self, person, source, target, amount):
-        if person not in self.active:
-            return "WALLET_NOT_FOUND"
-        if not self.active[person]:
-            return "WALLET_NOT_ACTIVE"
-        if source != "out" and self.money[person, source] < amount:
-            return "INSUFFICIENT_FUNDS"
-        if target == "offline" and self.money[person, "offline"] + amount > POLICY.offline_cap:
-            return "OFFLINE_CAP_EXCEEDED"
-        self._transfer((person, source), (person, target), amount)
-        left = [self.money[person, bucket] for bucket in ("online", "offline", "held")]
-        return f"moved, leaving {left}"
-
-    def _transfer(self, source, target, amount):
-        self.money[source] -= amount
-        self.money[target] += amount
-
-    def pay(self, payment_id, payer, vendor, amount, decision, *, wait):
-        if not self.active.get(payer):
-            return "PAYER_NOT_ACTIVE"
-        if vendor not in self.active:
-            return "VENDOR_NOT_FOUND"
-        if not self.active[vendor]:
-            return "VENDOR_NOT_ACTIVE"
-        made = {"payer": payer, "vendor": vendor, "amount": amount, "refunded": 0}
-        self.payments[payment_id] = made | {"state": State.PENDING, "unseen": False}
-        if wait:
-            self.settle(payment_id, decision)
-        return f"payment {payment_id}"
-
-    def settle(self, payment_id, decision):
-        payment = self.payments[payment_id]
-        payer, vendor, amount = payment["payer"], payment["vendor"], payment["amount"]
-        if payment["state"] is not State.PENDING:
-            return f"payment {payment_id}"
-        small = amount <= POLICY.degraded_floor
-        if (
-            not (self.active[payer] and self.active[vendor])
-            or decision is Decision.DECLINE
-            or self.money[payer, "online"] < amount
-        ):
-            payment["state"] = State.FAILED
-        elif decision is Decision.ALLOW or (decision is Decision.DEGRADED and small):
-            self._transfer((payer, "online"), (vendor, "online"), amount)
-            payment["state"] = State.SUCCESS
-            payment["unseen"] = decision is Decision.DEGRADED
-        else:
-            self._transfer((payer, "online"), (payer, "held"), amount)
-            payment["state"] = State.FLAGGED
-        return f"payment {payment_id}"
-
-    def resolve(self, payment_id, *, approve):
-        payment = self.payments[payment_id]
-        if payment["state"] is not State.FLAGGED:
-            return "PAYMENT_NOT_FLAGGED"
-        receiver = payment["vendor"] if approve else payment["payer"]
-        self._transfer((payment["payer"], "held"), (receiver, "online"), payment["amount"])
-        payment["state"] = State.SUCCESS if approve else State.FAILED
-        return f"resolved {payment['state'].name}, refunded 0"
-
-    def refund(self, payment_id, amount):
-        payment = self.payments[payment_id]
-        if payment["state"] is not State.SUCCESS:
-            return "PAYMENT_NOT_SETTLED"
-        if payment["refunded"] + amount > payment["amount"]:
-            return "REFUND_EXCEEDS_PAYMENT"
-        if self.money[payment["vendor"], "online"] < amount:
-            return "VENDOR_FUNDS_INSUFFICIENT"
-        self._transfer((payment["vendor"], "online"), (payment["payer"], "online"), amount)
-        payment["refunded"] += amount
-        return f"refunded {payment['refunded']}"
-
-    def assessed(self, payment_id):
-        self.payments[payment_id]["unseen"] = False
-        return f"payment {payment_id}"
-
-
-def said(outcome):
-    """An outcome in the model's words."""
-    if outcome is None:
-        return "done"
-    if isinstance(outcome, Refusal):
-        return outcome.reason
-    kind = type(outcome).__name__
-    if kind == "Payment":
-        return f"payment {outcome.payment_id}"
-    if kind == "Resolved":
-        return f"resolved {outcome.payment.state.name}, refunded {outcome.payment.refunded}"
-    if kind == "Refunded":
-        return f"refunded {outcome.payment.refunded}"
-    online, offline, _, held = outcome.wallet.balances
-    return f"moved, leaving {[online, offline, held]}"
 
 
 class GroupAgainstModel(RuleBasedStateMachine):
@@ -386,6 +270,91 @@ class GroupAgainstModel(RuleBasedStateMachine):
         refund = lambda: self.model.refund(payment_id, amount)  # noqa: E731
         self.plan(command, self.model.once(once.key, body, refund))
 
+    @rule(
+        person=people,
+        amounts=st.lists(st.sampled_from([1, 3, 5, 10]), min_size=1, max_size=3),
+        top_up=st.sampled_from([True, True, False]),
+        request=ids,
+    )
+    def money_is_reserved(self, person, amounts, top_up, request):
+        if person not in self.model.active:
+            return
+        if top_up:
+            self.moves(person, 30, "top_up", None)
+            self.moves(person, 30, "to_offline", None)
+        made = {uuid7(): amount for amount in amounts}
+        # Another request for the same amounts is for other reservations.
+        once = self.once(UUID(int=1), request, ("reserve", person, amounts))
+        command = ReserveFunds(once, uuid7(), WalletKey(person, "INR"), tuple(made.items()))
+        reserve = lambda: self.model.reserve(person, made)  # noqa: E731
+        self.plan(command, self.model.once(once.key, ("reserve", person, amounts), reserve))
+
+    def some_reservation(self, number):
+        """Mostly a live one."""
+        reservations = self.model.reservations
+        live = [each for each in reservations if self.is_live(each)]
+        found = live if live and number % 4 else list(reservations)
+        return found[number % len(found)]
+
+    def is_live(self, reservation_id):
+        return self.model.reservations[reservation_id]["state"] is ReservationState.LIVE
+
+    @precondition(lambda self: self.model.reservations)
+    @rule(
+        number=which,
+        vendor=vendors,
+        amount=st.sampled_from([1, 1, 3, 5, 10]),
+        answer=answers,
+        hold=st.sampled_from(["", "", "LATE_UPLOAD"]),
+        same=st.sampled_from([False, False, True]),
+        times=st.integers(1, 3),
+    )
+    def a_code_is_spent(self, number, times, *, vendor, amount, answer, hold, same):
+        """Once or at several terminals at the same time, under one name or each under its own."""
+        reservation_id = self.some_reservation(number)
+        payment_id = uuid7()
+        for _ in range(times):
+            payment_id = payment_id if same else uuid7()
+            self.spends(payment_id, reservation_id, vendor, amount, answer=answer, hold=hold)
+
+    def spends(self, payment_id, reservation_id, vendor, amount, *, answer, hold):
+        name = names.payment_name(payment_id)
+        self.answers[name] = answer
+        body = ("spend", payment_id, reservation_id, vendor, amount, hold)
+        hashed = hashlib.sha256(repr(body).encode()).digest()
+        command = SettleOffline(
+            request=Request(service_scope(ACTOR) + payment_id.bytes, hashed, str(payment_id)),
+            payment_id=payment_id,
+            transfer_id=uuid7(),
+            release_id=uuid7(),
+            reservation_id=reservation_id,
+            payer=WalletKey(self.model.reservations[reservation_id]["payer"], "INR"),
+            vendor_id=vendor,
+            terminal_id=UUID(int=7),
+            site_id=None,
+            amount=Money(amount, "INR"),
+            spend_time=datetime(2026, 3, 1, tzinfo=UTC),
+            position=None,
+            reference="",
+            hold_reason=hold,
+        )
+        decision = Decision.DEGRADED if self.away else answer
+        spend = lambda: self.model.spend(  # noqa: E731
+            payment_id, reservation_id, vendor, amount, decision=decision, hold=hold
+        )
+        expected = self.model.once(command.request.key, body, spend)
+        if payment_id in self.model.payments and payment_id not in self.order:
+            self.order.append(payment_id)
+        self.plan(command, expected, fraud_pb.PaymentFacts(payment=name))
+
+    @precondition(lambda self: self.model.reservations)
+    @rule(number=which)
+    def a_reservation_is_released(self, number):
+        reservation_id = self.some_reservation(number)
+        payer = WalletKey(self.model.reservations[reservation_id]["payer"], "INR")
+        command = ReleaseReservation(reservation_id, uuid7(), payer)
+        self.plan(command, self.model.release(reservation_id))
+
     @precondition(lambda self: any(each["unseen"] for each in self.model.payments.values()))
     @rule(number=which)
     def an_unseen_payment_is_assessed(self, number):
@@ -432,8 +401,11 @@ class GroupAgainstModel(RuleBasedStateMachine):
                 assert wallet.balances == expected
                 assert wallet.active == self.model.active[person]
             found = await store.read_payments(connection, self.order)
+            reserved = await store.read_reservations(connection, list(self.model.reservations))
             tasks = set((await connection.execute(sa.select(store.payment_tasks))).all())
         assert len(found) == len(self.order)
+        expected = {each: found["state"] for each, found in self.model.reservations.items()}
+        assert {each: found.state for each, found in reserved.items()} == expected
         due = set()
         for payment_id, payment in found.items():
             expected = self.model.payments[payment_id]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 from services.refusal import Refusal
 from services.user.domain import refusals
@@ -11,7 +11,13 @@ from tallystick.user.v1 import error_reason_pb2
 
 
 def every_refusal():
-    samples = {"retry_after": timedelta(seconds=2), "limit": 3}
+    now = datetime(2026, 11, 27, tzinfo=UTC)
+    samples = {
+        "retry_after": timedelta(seconds=2),
+        "limit": 3,
+        "server_time": now,
+        "revoke_time": now,
+    }
     for name, function in inspect.getmembers(refusals, inspect.isfunction):
         if function.__module__ == refusals.__name__:
             parameters = inspect.signature(function).parameters

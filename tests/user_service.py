@@ -29,6 +29,7 @@ from tallystick.user.v1 import (
     auth_service_pb2_grpc,
     party_service_pb2_grpc,
     site_service_pb2_grpc,
+    terminal_service_pb2_grpc,
     user_pb2,
     user_service_pb2,
     user_service_pb2_grpc,
@@ -132,6 +133,7 @@ class Replica:
         self.users = user_service_pb2_grpc.UserServiceStub(gateway)
         self.sites = site_service_pb2_grpc.SiteServiceStub(gateway)
         self.parties = party_service_pb2_grpc.PartyServiceStub(gateway)
+        self.terminals = terminal_service_pb2_grpc.TerminalServiceStub(gateway)
 
     async def sign_in(self, username, password=PASSWORD):
         request = auth_service_pb2.LoginRequest(username=username, password=password)

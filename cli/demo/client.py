@@ -41,6 +41,8 @@ from tallystick.user.v1 import (
     auth_service_pb2_grpc,
     site_service_pb2,
     site_service_pb2_grpc,
+    terminal_service_pb2,
+    terminal_service_pb2_grpc,
     user_pb2,
     user_service_pb2,
     user_service_pb2_grpc,
@@ -243,6 +245,12 @@ class Client:
         request = site_service_pb2.ListSitesRequest(parent=self.name)
         return (await send(self._sites.ListSites, request, self._token)).sites
 
+    async def revoke_terminal(self, name: str, reason: str) -> user_pb2.Terminal:
+        """End a terminal of one's own. The vendor's call."""
+        stub = terminal_service_pb2_grpc.TerminalServiceStub(self.channel)
+        request = terminal_service_pb2.RevokeTerminalRequest(name=name, reason=reason)
+        return (await send(stub.RevokeTerminal, request, self._token)).terminal
+
     async def move_offline(self, amount: money_pb2.Money) -> wallet_pb2.Wallet:
         """Set part of the online balance aside for offline codes."""
         request = wallet_service_pb2.MoveBalanceRequest(
@@ -254,11 +262,26 @@ class Client:
         return (await send(self._wallets.MoveBalance, request, self._token)).wallet
 
     async def issue_codes(
-        self, values: Sequence[int], currency_code: str, *, request_id: UUID | None = None
+        self,
+        values: Sequence[int],
+        currency_code: str,
+        *,
+        request_id: UUID | None = None,
+        device: bytes | None = None,
     ) -> Sequence[code_service_pb2.IssuedCode]:
-        """Codes to spend without network, one for each value in minor units. Shown only here."""
+        """Codes to spend without network, one for each value in minor units. Shown only here.
+
+        Args:
+            values: Minor units, each one that is offered.
+            currency_code: Of all of them.
+            request_id: As for `pay`.
+            device: Ed25519 public key of one's device, for vouchers beside the codes.
+        """
         request = code_service_pb2.IssueCodesRequest(
-            request_id=str(request_id or uuid4()), currency_code=currency_code, values=values
+            request_id=str(request_id or uuid4()),
+            currency_code=currency_code,
+            values=values,
+            device_public_key=device or b"",
         )
         return (await send(self._codes.IssueCodes, request, self._token)).codes
 
@@ -267,14 +290,19 @@ class Client:
         request = code_service_pb2.ListCodesRequest(parent=self.name)
         return (await send(self._codes.ListCodes, request, self._token)).codes
 
+    async def revoke_codes(self, names: Sequence[str], reason: str) -> Sequence[offline_pb2.Code]:
+        """Stop codes. A sale before this still counts."""
+        request = code_service_pb2.RevokeCodesRequest(names=names, reason=reason)
+        return (await send(self._codes.RevokeCodes, request, self._token)).codes
+
     async def offline_right(self) -> offline_pb2.OfflineRight:
         """How far one may spend offline."""
         request = code_service_pb2.GetOfflineRightRequest(owner=self.name)
         return (await send(self._codes.GetOfflineRight, request, self._token)).right
 
-    async def offline_sales(self) -> Sequence[offline_pb2.Item]:
-        """What one's terminals uploaded, newest first, each with its result. The vendor's call."""
-        request = terminal_sync_service_pb2.ListItemsRequest(parent=self.name)
+    async def offline_items(self, parent: str) -> Sequence[offline_pb2.Item]:
+        """What a vendor's terminals (`users/…`), or one (`users/…/terminals/…`), uploaded, newest first."""
+        request = terminal_sync_service_pb2.ListItemsRequest(parent=parent)
         return (await send(self._terminals.ListItems, request, self._token)).items
 
 
@@ -303,6 +331,11 @@ class Operator(Client):
         """Stop an account."""
         request = user_service_pb2.SuspendUserRequest(name=user, reason=reason)
         return (await send(self._users.SuspendUser, request, self._token)).user
+
+    async def double_spends(self) -> Sequence[offline_pb2.DoubleSpend]:
+        """Codes that were spent twice, newest first, with the signed evidence."""
+        request = code_service_pb2.ListDoubleSpendsRequest()
+        return (await send(self._codes.ListDoubleSpends, request, self._token)).double_spends
 
     async def open_case(self, subject: str) -> review_service_pb2.Case:
         """The open case about a registration (`users/…`) or a payment (`payments/…`).

@@ -6,11 +6,10 @@ import logging
 from dataclasses import dataclass
 
 import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
 
 from services import names
 from services.admin.domain.case import Case, Decision, Outcome, Owner, outcome_of_refusal
+from services.rpc import errors
 from tallystick.payment.v1 import settlement_service_pb2, settlement_service_pb2_grpc
 from tallystick.user.v1 import user_service_pb2, user_service_pb2_grpc
 
@@ -77,7 +76,7 @@ class Owners:
 
 def _answer(case: Case, error: grpc.aio.AioRpcError) -> Answer:
     assert case.owner is not None
-    info = _error_info(error)
+    info = errors.info(error)
     # A refusal of the platform (not allowed, overloaded, a defect) says nothing about the decision.
     ours = info.domain == f"{case.owner.value}.tallystick"
     reason = info.reason if ours else ""
@@ -93,13 +92,3 @@ def _answer(case: Case, error: grpc.aio.AioRpcError) -> Answer:
         },
     )
     return Answer(outcome, reason)
-
-
-def _error_info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
-    info = error_details_pb2.ErrorInfo()
-    # A call that never reached the service has no status of its own making.
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    for detail in () if status is None else status.details:
-        if detail.Unpack(info):
-            break
-    return info

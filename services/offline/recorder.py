@@ -51,8 +51,12 @@ class Recorder:
     async def change(self, work: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         """As `transact`, for one that records facts."""
         result = await sql.transact(self._engine, work)
-        self._relay.wake()
+        self.tell()
         return result
+
+    def tell(self) -> None:
+        """Have what was recorded published at once, after a `transact` that did record something."""
+        self._relay.wake()
 
     async def record(self, connection: AsyncConnection, facts: Sequence[event_pb2.Event]) -> None:
         """Write facts in the transaction that made them true."""

@@ -83,9 +83,7 @@ def _terms(environment: Environment) -> Terms:
         cap=environment.integer("OFFLINE_CAP", default.cap, at_least=1),
         scopes=_scopes(environment),
         spend_days=environment.integer("OFFLINE_SPEND_DAYS", default.spend_days),
-        upload=timedelta(
-            hours=environment.integer("OFFLINE_UPLOAD_HOURS", default.upload // timedelta(hours=1))
-        ),
+        upload=timedelta(hours=environment.integer("OFFLINE_UPLOAD_HOURS", default.upload_hours)),
         keyset_age=timedelta(
             days=environment.integer("KEYSET_DAYS", default.keyset_age.days, at_least=1)
         ),

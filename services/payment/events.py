@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import datetime
+from functools import lru_cache
 from uuid import UUID
 
 from services import names
@@ -10,6 +12,7 @@ from services.payment import wire
 from services.payment.domain import book as facts
 from services.payment.domain.book import Fact
 from services.payment.domain.commands import PLATFORM, SetOwner
+from services.payment.domain.ledger import WalletKey
 from services.payment.domain.payment import Payment, State
 from tallystick.access.v1 import access_pb2
 from tallystick.event.v1 import event_pb2
@@ -26,8 +29,9 @@ def events(
 
 
 def _event(fact: Fact, new_id: Callable[[], UUID], trace_id: str) -> event_pb2.Event:
-    event = event_pb2.Event(event_id=str(new_id()), source=SOURCE, trace_id=trace_id)
+    event = event_pb2.Event()
     if isinstance(fact, facts.PaymentMoved):
+        _about_payment(event, fact.payment, fact.actor)
         _payment_moved(event, fact)
     elif isinstance(fact, facts.PaymentRefunded):
         _about_payment(event, fact.payment, fact.actor)
@@ -39,32 +43,43 @@ def _event(fact: Fact, new_id: Callable[[], UUID], trace_id: str) -> event_pb2.E
         event.payment_assessed.payment.CopyFrom(wire.payment_message(fact.payment))
         event.payment_assessed.payment.risk.CopyFrom(wire.risk_message(fact.risk))
     elif isinstance(fact, facts.FundsMoved):
-        event.subject = names.wallet_name(*fact.wallet)
-        event.actor = fact.actor
-        event.audience.append(names.user_name(fact.wallet.owner_id))
-        event.occur_time.CopyFrom(wire.timestamp(fact.transfer.create_time))
+        _about_wallet(event, fact.wallet, fact.actor, fact.transfer.create_time)
         event.funds_moved.transfer.CopyFrom(wire.transfer_message(fact.transfer))
     else:
-        event.subject = names.wallet_name(*fact.wallet)
-        event.actor = PLATFORM
-        event.audience.append(names.user_name(fact.wallet.owner_id))
-        event.occur_time.CopyFrom(wire.timestamp(fact.time))
+        _about_wallet(event, fact.wallet, PLATFORM, fact.time)
         event.wallet_changed.wallet = event.subject
         event.wallet_changed.active = fact.active
+    event.event_id = str(new_id())
+    event.source = SOURCE
+    event.trace_id = trace_id
     return event
 
 
 def _about_payment(event: event_pb2.Event, payment: Payment, actor: str) -> None:
-    event.subject = names.payment_name(payment.payment_id)
+    head = _payment_head(payment.payment_id, payment.payer.owner_id, payment.vendor_id)
+    event.CopyFrom(head)
     event.actor = actor
-    event.audience.append(names.user_name(payment.payer.owner_id))
-    event.audience.append(names.user_name(payment.vendor_id))
     event.occur_time.CopyFrom(wire.timestamp(payment.update_time))
+
+
+@lru_cache(maxsize=4)
+def _payment_head(payment_id: UUID, payer_id: UUID, vendor_id: UUID) -> event_pb2.Event:
+    # What the events of one payment, which follow each other, have in common; for copying.
+    return event_pb2.Event(
+        subject=names.payment_name(payment_id),
+        audience=(names.user_name(payer_id), names.user_name(vendor_id)),
+    )
+
+
+def _about_wallet(event: event_pb2.Event, key: WalletKey, actor: str, time: datetime) -> None:
+    event.subject = names.wallet_name(*key)
+    event.actor = actor
+    event.audience.append(names.user_name(key.owner_id))
+    event.occur_time.CopyFrom(wire.timestamp(time))
 
 
 def _payment_moved(event: event_pb2.Event, fact: facts.PaymentMoved) -> None:
     payment = fact.payment
-    _about_payment(event, payment, fact.actor)
     transfers = [wire.transfer_message(transfer) for transfer in fact.transfers]
     if fact.state is State.PENDING:
         event.payment_created.payment.CopyFrom(wire.payment_message(payment))

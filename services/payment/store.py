@@ -26,6 +26,7 @@ from services.payment.rows import (
     transfer_of,
     transfer_row,
     wallet_id,
+    wallet_key,
     wallet_of,
     wallet_row,
 )
@@ -218,6 +219,16 @@ async def read_reservations(
         return {}
     query = sa.select(reservations).where(reservations.c.reservation_id.in_(list(reservation_ids)))
     return {row.reservation_id: reservation_of(row) for row in await connection.execute(query)}
+
+
+async def wallets_behind(
+    connection: AsyncConnection, reservation_ids: Collection[UUID]
+) -> dict[UUID, WalletKey]:
+    """Whose money the reservations are that there are of these. It never changes: no lock is needed."""
+    query = sa.select(reservations.c.reservation_id, reservations.c.wallet_id).where(
+        reservations.c.reservation_id.in_(list(reservation_ids))
+    )
+    return {made: wallet_key(stored) for made, stored in await connection.execute(query)}
 
 
 async def find_payment_of_request(connection: AsyncConnection, request_key: bytes) -> UUID | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from datetime import datetime
 from uuid import UUID
 
@@ -40,8 +41,9 @@ _SCORE_MAX = 100
 _REASONS_MAX = 10
 
 
+@functools.lru_cache(maxsize=256)
 def timestamp(value: datetime) -> Timestamp:
-    """A protobuf Timestamp, to the microsecond."""
+    """A protobuf Timestamp, to the microsecond. For copying into messages: one group's times are all the same."""
     seconds, rest = divmod(sql.micros(value), _MICROS_PER_SECOND)
     return Timestamp(seconds=seconds, nanos=rest * 1000)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc.aio import AioRpcError
+from grpc_status import rpc_status
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -56,6 +57,17 @@ def _add(details: list[AnyMessage], detail: object) -> None:
     # The same refusal is the same bytes in every process: the gateway compares what it is built from.
     packed.Pack(detail, deterministic=True)  # type: ignore[arg-type]
     details.append(packed)
+
+
+def info(error: AioRpcError) -> error_details_pb2.ErrorInfo:
+    """What a call of ours to another service was refused for; empty when it never reached the service."""
+    found = error_details_pb2.ErrorInfo()
+    # Such a call has no status of the service's making.
+    said = rpc_status.from_call(error)  # type: ignore[arg-type]
+    for detail in () if said is None else said.details:
+        if detail.Unpack(found):
+            break
+    return found
 
 
 def refusal_for(error: Exception) -> Refusal | None:

@@ -1,4 +1,4 @@
-"""A stand-in for what other services ask of the user service: PartyService and ListRevocations."""
+"""A stand-in for what other services ask of the user service: accounts, terminals and revocations."""
 
 from __future__ import annotations
 
@@ -12,21 +12,33 @@ from tallystick.user.v1 import (
     auth_service_pb2_grpc,
     party_service_pb2,
     party_service_pb2_grpc,
+    terminal_service_pb2,
+    terminal_service_pb2_grpc,
     user_pb2,
 )
 from tests.fakes.parties import PartiesFake
 
 
-class UserFake(PartiesFake, auth_service_pb2_grpc.AuthServiceServicer):
-    """Knows the accounts it is told of, and whose tokens are revoked.
+class UserFake(
+    PartiesFake,
+    auth_service_pb2_grpc.AuthServiceServicer,
+    terminal_service_pb2_grpc.TerminalServiceServicer,
+):
+    """Knows the accounts and terminals it is told of, and whose tokens are revoked.
 
     Attributes:
         revoked: By subject, from when: datetimes.
+        terminals: By name.
     """
 
     def __init__(self):
         super().__init__()
         self.revoked = {}
+        self.terminals = {}
+
+    async def BatchGetTerminals(self, request, context):
+        found = [self.terminals[name] for name in request.names if name in self.terminals]
+        return terminal_service_pb2.BatchGetTerminalsResponse(terminals=found)
 
     def knows(self, user):
         """Answer with an account from now on."""
@@ -60,6 +72,13 @@ async def serving_user(tls):
             fake,
         ),
     ]
+    registrations.append(
+        Registration(
+            terminal_service_pb2.DESCRIPTOR.services_by_name["TerminalService"],
+            terminal_service_pb2_grpc.add_TerminalServiceServicer_to_server,
+            fake,
+        )
+    )
     server = Server("user", "127.0.0.1:0", tls, registrations, Revocations())
     port = await server.start()
     try:

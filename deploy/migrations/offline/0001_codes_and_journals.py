@@ -154,7 +154,6 @@ def upgrade() -> None:
         sa.UniqueConstraint("item_id", name="entries_item_id"),
         sa.Index("entries_by_vendor", "vendor_id", "entry_id"),
         sa.Index("entries_work", "work", "due_time"),
-        sa.Index("entries_state", "state", "receive_time"),
     )
     op.create_table(
         "double_spends",

@@ -64,6 +64,8 @@ class Work(enum.IntEnum):
     DECIDE = 1
     # Its code is spent; payment has yet to say what became of the money.
     SETTLE = 2
+    # Its money is held; should the news of the review be lost, payment is asked.
+    WATCH = 3
 
 
 class Proof(enum.IntEnum):
@@ -120,7 +122,6 @@ class Entry:
         liability: Who bears the loss.
         decide_time: When it got its present result.
         work: What is left to do.
-        review: What a reviewer decided: True for the vendor; None while nobody has.
         attempts: How often payment could not say.
         spend: What it spent; None for what spent nothing.
     """
@@ -149,7 +150,6 @@ class Entry:
     liability: Liability = Liability.UNKNOWN
     decide_time: datetime | None = None
     work: Work = Work.NOTHING
-    review: bool | None = None
     attempts: int = 0
     spend: Spend | None = None
 
@@ -162,7 +162,8 @@ class Entry:
     @property
     def is_paid_for(self) -> bool:
         """There is a payment."""
-        return self.spend is not None and self.state in {State.SETTLED, State.HELD, State.REFUSED}
+        decided = self.state not in {State.RECEIVED, State.NO_SALE}
+        return self.spend is not None and decided and self.reason is not Reason.PAYMENT_REFUSED
 
     @property
     def returned(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from services.offline.domain.item import Reason
@@ -13,6 +13,12 @@ from services.offline.domain.item import Reason
 CLOCK_TOLERANCE = timedelta(minutes=5)
 # What an entry with no entry before it carries.
 GENESIS = bytes(32)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def bundle_time(version: int) -> datetime:
+    """When a trust bundle was made: its version is that instant, in microseconds since 1970."""
+    return _EPOCH + timedelta(microseconds=version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +42,6 @@ class Arrival:
         record_time: When it was written, by the terminal's trusted time.
         server_time: The newest time the server had told the terminal.
         bundle_version: The trust bundle it names.
-        bundle_time: When that was made.
         item_id: Of a sale that can be read; else None.
     """
 
@@ -47,17 +52,24 @@ class Arrival:
     record_time: datetime
     server_time: datetime
     bundle_version: int
-    bundle_time: datetime
     item_id: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A new entry, with the first doubt that applies, if any."""
+    """A new entry.
+
+    Attributes:
+        arrival: What arrived.
+        doubt: The first doubt that applies, if any.
+        detail: That, in words.
+        misnamed: Another entry has its item id: it stands in the journal, and is no sale.
+    """
 
     arrival: Arrival
     doubt: Reason
     detail: str
+    misnamed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +79,10 @@ class Reception:
     Attributes:
         fresh: New ones, in the journal's order.
         repeated: Item ids of those that came before, by their place; None for what is no sale.
-        stolen: Places of entries whose item id belongs to another entry.
     """
 
     fresh: tuple[Placed, ...]
     repeated: Mapping[int, UUID | None]
-    stolen: tuple[int, ...]
 
 
 def receive(
@@ -94,29 +104,25 @@ def receive(
     """
     seen = {sequence: list(entries) for sequence, entries in known.items()}
     used = set(taken)
-    fresh: list[Arrival] = []
+    fresh: list[tuple[Arrival, bool]] = []
     repeated: dict[int, UUID | None] = {}
-    stolen: list[int] = []
     for arrival in sorted(arrivals, key=lambda each: (each.sequence, each.place)):
         same = seen.setdefault(arrival.sequence, [])
         found = next((each for each in same if each.content_hash == arrival.content_hash), None)
         if found is not None:
             repeated[arrival.place] = found.item_id
             continue
-        if arrival.item_id is not None and arrival.item_id in used:
-            stolen.append(arrival.place)
-            # It stands in the journal all the same: what follows it connects to it.
-            same.append(Known(arrival.content_hash, arrival.record_time, None))
-            continue
-        if arrival.item_id is not None:
-            used.add(arrival.item_id)
-        same.append(Known(arrival.content_hash, arrival.record_time, arrival.item_id))
-        fresh.append(arrival)
+        misnamed = arrival.item_id in used
+        item_id = None if misnamed else arrival.item_id
+        if item_id is not None:
+            used.add(item_id)
+        same.append(Known(arrival.content_hash, arrival.record_time, item_id))
+        fresh.append((arrival, misnamed))
     placed = [
-        Placed(arrival, *_doubt(arrival, seen, bundle_version=bundle_version, now=now))
-        for arrival in fresh
+        Placed(arrival, *_doubt(arrival, seen, bundle_version=bundle_version, now=now), misnamed)
+        for arrival, misnamed in fresh
     ]
-    return Reception(tuple(placed), repeated, tuple(stolen))
+    return Reception(tuple(placed), repeated)
 
 
 def _doubt(
@@ -164,7 +170,7 @@ def _clock_flaw(
         return (
             f"It names trust bundle {arrival.bundle_version}, which the terminal was never given."
         )
-    given = max(arrival.server_time, arrival.bundle_time)
+    given = max(arrival.server_time, bundle_time(arrival.bundle_version))
     if at < given:
         return f"It was written at {_text(at)}, when the terminal already knew that it was {_text(given)}."
     if before is not None and at < before.record_time:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import pairwise
 
 from protocol.code import KEYSETS
 from services.offline.domain import refusals
@@ -51,7 +52,7 @@ def next_generation(keysets: Sequence[Keyset], terms: Terms, *, now: datetime) -
     if not keysets:
         return 0
     generation = keysets[-1].generation + 1
-    for keyset, successor in zip(keysets, keysets[1:], strict=False):
+    for keyset, successor in pairwise(keysets):
         if keyset.generation == generation - KEYSETS:
             free_time = successor.create_time + terms.code_life + terms.upload + _SLACK
             if now < free_time:
@@ -74,7 +75,7 @@ def spendable(keysets: Sequence[Keyset], terms: Terms, *, now: datetime) -> list
     """
     kept = [
         keyset
-        for keyset, successor in zip(keysets, keysets[1:], strict=False)
+        for keyset, successor in pairwise(keysets)
         if now < successor.create_time + terms.code_life + _SLACK
     ]
     return [*kept, *keysets[-1:]]

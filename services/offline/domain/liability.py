@@ -62,8 +62,8 @@ RULES = (
     Rule(
         Reason.DUPLICATE_CODE,
         Liability.PAYER,
-        "Who shows one code to two vendors owes the second one. A code taken twice by one vendor is that vendor's loss: "
-        "its own terminals could tell.",
+        "Who shows one code to two vendors owes the second one. A code taken twice by one vendor is that vendor's "
+        "loss: its own terminals could tell.",
     ),
     Rule(
         Reason.LATE_UPLOAD,

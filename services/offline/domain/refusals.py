@@ -56,7 +56,7 @@ def codes_already_shown(codes: Iterable[str]) -> Refusal:
 
 
 def offline_suspended(reason: str) -> Refusal:
-    message = f"You may not spend offline: {reason} Ask the operator."
+    message = f"You may not spend offline: {reason.rstrip('.')}. Ask the operator."
     return Refusal(Kind.PRECONDITION, "OFFLINE_SUSPENDED", message, reason=reason)
 
 

@@ -1,22 +1,18 @@
-"""How far somebody may spend offline."""
+"""The right to spend offline: how far it goes, and who has set it lower."""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
-from services.offline.domain import refusals
-from services.offline.domain.code import Code, State
-
-# What REDUCED leaves of a cap.
+# A REDUCED right, as a share of the whole cap.
 _REDUCED_DIVISOR = 4
 
 
 class Level(enum.IntEnum):
-    """The numbers of `offline.v1.OfflineRight.Level`, the lower right the higher; stored; never renumbered."""
+    """How far a right goes, numbered as in `offline.v1.OfflineRight.Level`: a greater number is less of a right."""
 
     NORMAL = 1
     REDUCED = 2
@@ -24,108 +20,71 @@ class Level(enum.IntEnum):
 
 
 class Source(enum.Enum):
-    """Who sets levels, each its own."""
+    """Who may set a level."""
 
-    ADMIN = "admin"
-    FRAUD = "fraud"
     DOUBLE_SPEND = "double_spend"
+    FRAUD = "fraud"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A level somebody has set, and why."""
+
+    level: Level = Level.NORMAL
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Right:
-    """Somebody's right. The lowest level that any source has set counts.
+    """Somebody's right. Who has none on record has a NORMAL one.
 
     Attributes:
         owner_id: Whose.
-        admin: What an admin has set.
+        double_spend: What a code in two shops has set.
         fraud: What the fraud service has set.
-        double_spend: What double spends have set.
-        reason: Why it last changed.
-        update_time: When.
+        admin: What an operator has set.
+        update_time: When one of them last changed; None when none ever has.
     """
 
     owner_id: UUID
-    admin: Level
-    fraud: Level
-    double_spend: Level
-    reason: str
-    update_time: datetime
+    double_spend: Mark = Mark()
+    fraud: Mark = Mark()
+    admin: Mark = Mark()
+    update_time: datetime | None = None
+
+    @property
+    def _lowest(self) -> Mark:
+        return max(self.double_spend, self.fraud, self.admin, key=lambda mark: mark.level)
 
     @property
     def level(self) -> Level:
-        """The one that counts."""
-        return max(self.admin, self.fraud, self.double_spend)
+        """The lowest that anybody has set."""
+        return self._lowest.level
 
-    def cap(self, normal: int) -> int:
-        """Minor units that live codes may be worth together.
+    @property
+    def reason(self) -> str:
+        """Why it is not higher; where it is NORMAL, what an operator wrote."""
+        return self._lowest.reason or self.admin.reason
 
-        Args:
-            normal: The deployment's cap.
-        """
+    def cap(self, whole: int) -> int:
+        """What live codes may be worth together, of the deployment's whole cap, in minor units."""
         if self.level is Level.SUSPENDED:
             return 0
-        return normal // _REDUCED_DIVISOR if self.level is Level.REDUCED else normal
+        return whole // _REDUCED_DIVISOR if self.level is Level.REDUCED else whole
 
 
-def normal(owner_id: UUID, *, now: datetime) -> Right:
-    """The right of somebody nothing is known about."""
-    return Right(owner_id, Level.NORMAL, Level.NORMAL, Level.NORMAL, "", now)
+def put(right: Right, source: Source, mark: Mark, *, now: datetime) -> Right:
+    """Set what one source says. What is set already stays as it is, with its time.
 
-
-def set_level(right: Right, source: Source, level: Level, reason: str, *, now: datetime) -> Right:
-    """Let a source set its level. An admin's NORMAL also forgives double spends. What changes nothing is not recorded."""
-    changed = replace(right, **{source.value: level})
-    if source is Source.ADMIN and level is Level.NORMAL:
-        changed = replace(changed, double_spend=Level.NORMAL)
-    if changed == right:
-        return right
-    return replace(changed, reason=reason, update_time=now)
-
-
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What a deployment issues.
-
-    Attributes:
-        issuer: Its name, part of what codes are signed over.
-        tiers: Minor units of each tier, by currency; a tier's number is its place.
-        scopes: Areas.
-        cap: Minor units a wallet's live codes may be worth together, with a NORMAL right.
-        live_codes_max: Codes a wallet may have.
-        spend_days: From the day of issue to the last day a code may be spent.
-        upload_hours: From a code's expiry to its release.
+    NORMAL from an operator also forgives double spends.
     """
-
-    issuer: str
-    tiers: dict[str, tuple[int, ...]]
-    scopes: tuple[str, ...]
-    cap: int
-    live_codes_max: int
-    spend_days: int
-    upload_hours: int
-
-
-def check_may_issue(
-    right: Right, terms: Terms, currency: str, values: Collection[int], codes: Collection[Code]
-) -> None:
-    """Let somebody have codes of some values.
-
-    Args:
-        right: Theirs.
-        terms: The deployment's.
-        currency: Of all of them.
-        values: Minor units of each.
-        codes: Theirs that may still cost money.
-
-    Raises:
-        Refusal: offline_suspended, too_many_codes, offline_cap_exceeded; in this order.
-    """
-    if right.level is Level.SUSPENDED:
-        raise refusals.offline_suspended(right.reason)
-    live = sum(code.state in {State.RESERVING, State.ISSUED} for code in codes)
-    if live + len(values) > terms.live_codes_max:
-        raise refusals.too_many_codes(terms.live_codes_max, live)
-    worth = sum(code.minor_units for code in codes if code.currency == currency)
-    cap = right.cap(terms.cap)
-    if worth + sum(values) > cap:
-        raise refusals.offline_cap_exceeded(cap, worth, currency)
+    if source is Source.DOUBLE_SPEND:
+        after = replace(right, double_spend=mark)
+    elif source is Source.FRAUD:
+        after = replace(right, fraud=mark)
+    elif mark.level is Level.NORMAL:
+        after = replace(right, admin=mark, double_spend=Mark())
+    else:
+        after = replace(right, admin=mark)
+    return right if after == right else replace(after, update_time=now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from services.offline.domain.code import Code
@@ -118,6 +119,18 @@ def refused_by_payment(reason: str, message: str) -> Verdict:
     """The result of an item that the ledger will never take."""
     detail = _short(f"{reason}: {message}")
     return Verdict(State.REFUSED, Reason.PAYMENT_REFUSED, detail, liability(Reason.PAYMENT_REFUSED))
+
+
+def decided(entry: Entry, verdict: Verdict, *, now: datetime) -> Entry:
+    """An item with its result."""
+    return replace(
+        entry,
+        state=verdict.state,
+        reason=verdict.reason,
+        detail=verdict.detail,
+        liability=verdict.liability,
+        decide_time=now,
+    )
 
 
 def _short(detail: str) -> str:

@@ -57,6 +57,11 @@ class Terms:
         """Longer than any code issued now may be spent: to the end of its last day."""
         return timedelta(days=self.spend_days + 1)
 
+    @property
+    def upload_hours(self) -> int:
+        """`upload`, in hours."""
+        return self.upload // timedelta(hours=1)
+
     def moneys(self, minor_units: int) -> list[Money]:
         """The same sum in every currency."""
         return [Money(minor_units, code) for code in sorted(self.currencies)]

@@ -13,8 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.money import Money
 from services.offline.domain.code import Code, Release, State
-from services.offline.domain.item import Entry, Work
-from services.offline.store.tables import codes, entries, spends
+from services.offline.domain.item import Entry, Proof
+from services.offline.store.tables import codes, spends
 
 _RELEASABLE = (int(State.ABANDONED), int(State.ISSUED), int(State.REVOKED))
 _SPENDABLE = (int(State.RESERVING), int(State.ISSUED))
@@ -128,16 +128,15 @@ async def lock_spendable(connection: AsyncConnection, owner_id: UUID) -> list[Co
 
 
 async def lock_by_proof(
-    connection: AsyncConnection, hashes: Collection[bytes]
+    connection: AsyncConnection, proof: Proof, hashes: Collection[bytes]
 ) -> dict[bytes, Code]:
-    """Codes by the hash of their symbols or of their voucher, held until the transaction ends."""
-    found: dict[bytes, Code] = {}
-    wanted = sorted(hashes)
-    for column in (codes.c.code_hash, codes.c.voucher_hash):
-        query = _select(column.label("proof_hash")).where(column.in_(wanted))
-        rows = await connection.execute(query.order_by(column).with_for_update())
-        found.update((bytes(row.proof_hash), _code(row)) for row in rows)
-    return found
+    """Codes by the hash of their symbols, or of their voucher; held until the transaction ends."""
+    if not hashes:
+        return {}
+    column = codes.c.code_hash if proof is Proof.CODE else codes.c.voucher_hash
+    query = _select(column.label("proof_hash")).where(column.in_(sorted(hashes)))
+    rows = await connection.execute(query.order_by(column).with_for_update())
+    return {bytes(row.proof_hash): _code(row) for row in rows}
 
 
 async def spenders(
@@ -200,13 +199,13 @@ async def delete_spends(connection: AsyncConnection, code_ids: Collection[UUID])
 
 async def lock_releasable(
     connection: AsyncConnection, *, before: datetime, limit: int
-) -> list[tuple[Code, tuple[bytes, bytes]]]:
-    """Unspent codes whose release time has passed, with the hashes items look them up by; held.
+) -> list[Code]:
+    """Unspent codes whose release time has passed, held until the transaction ends.
 
     Without RESERVING ones: their request is answered first.
     """
     query = (
-        _select(codes.c.code_hash, codes.c.voucher_hash)
+        _select()
         .where(
             codes.c.release_step == int(Release.NONE),
             codes.c.release_time <= before,
@@ -216,15 +215,7 @@ async def lock_releasable(
         .limit(limit)
     )
     rows = await connection.execute(query.with_for_update(skip_locked=True))
-    return [(_code(row), (bytes(row.code_hash), bytes(row.voucher_hash))) for row in rows]
-
-
-async def awaited(connection: AsyncConnection, hashes: Collection[bytes]) -> set[bytes]:
-    """Of some hashes, those that an item which is not decided yet looks for."""
-    query = sa.select(entries.c.proof_hash).where(
-        entries.c.work == int(Work.DECIDE), entries.c.proof_hash.in_(list(hashes))
-    )
-    return {bytes(found) for found in (await connection.execute(query)).scalars()}
+    return [_code(row) for row in rows]
 
 
 async def list_release_due(connection: AsyncConnection, *, limit: int) -> list[UUID]:

@@ -190,7 +190,6 @@ entries = sa.Table(
     sa.UniqueConstraint("item_id", name="entries_item_id"),
     sa.Index("entries_by_vendor", "vendor_id", "entry_id"),
     sa.Index("entries_work", "work", "due_time"),
-    sa.Index("entries_state", "state", "receive_time"),
 )
 
 double_spends = sa.Table(

@@ -89,14 +89,14 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
     ) -> pb.SettleOfflineResponse:
         who = caller()
         problems = [validation.violations(item) for item in request.items]
-        reserved = await self._find(
+        payers = await self._payers(
             names.last_id(item.reservation)
             for item, found in zip(request.items, problems, strict=True)
             if not found
         )
         results = await asyncio.gather(
             *(
-                self._settle(who, item, found, reserved)
+                self._settle(who, item, found, payers)
                 for item, found in zip(request.items, problems, strict=True)
             )
         )
@@ -105,24 +105,23 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
     async def ReleaseReservations(
         self, request: pb.ReleaseReservationsRequest, context: Context
     ) -> pb.ReleaseReservationsResponse:
-        reserved = await self._find(map(names.last_id, request.names))
-        results = await asyncio.gather(*(self._release(name, reserved) for name in request.names))
+        payers = await self._payers(map(names.last_id, request.names))
+        results = await asyncio.gather(*(self._release(name, payers) for name in request.names))
         return pb.ReleaseReservationsResponse(results=results)
 
-    async def _find(self, reservation_ids: Iterable[UUID]) -> dict[UUID, Reservation]:
-        # Whose money it is never changes, so it may be read before the wallet is locked by it.
+    async def _payers(self, reservation_ids: Iterable[UUID]) -> dict[UUID, WalletKey]:
         async with sql.reading(self._ledger.engine) as connection:
-            return await store.read_reservations(connection, list(reservation_ids))
+            return await store.wallets_behind(connection, list(reservation_ids))
 
     async def _settle(
         self,
         who: Caller,
         item: pb.OfflinePayment,
         problems: list[tuple[str, str]],
-        reserved: dict[UUID, Reservation],
+        payers: dict[UUID, WalletKey],
     ) -> pb.OfflineResult:
         try:
-            return await self._settled(who, item, problems, reserved)
+            return await self._settled(who, item, problems, payers)
         except Exception as error:
             # Whatever is wrong with one, its neighbours are answered.
             refusal = errors.refusal_for(error)
@@ -136,20 +135,20 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         who: Caller,
         item: pb.OfflinePayment,
         problems: list[tuple[str, str]],
-        reserved: dict[UUID, Reservation],
+        payers: dict[UUID, WalletKey],
     ) -> pb.OfflineResult:
         if problems:
             raise access_refusals.fields_invalid(problems)
-        reservation = reserved.get(names.last_id(item.reservation))
-        if reservation is None:
+        payer = payers.get(names.last_id(item.reservation))
+        if payer is None:
             raise refusals.reservation_not_found(item.reservation)
-        command = self._command(who, item, reservation.wallet)
+        command = self._command(who, item, payer)
         facts = _facts(command, item)
         outcome = await self._ledger.owners.submit(command, (command.vendor_id,), facts)
         assert isinstance(outcome, SettledOffline)
         return pb.OfflineResult(
             payment=wire.payment_message(outcome.payment),
-            returned=wire.money(outcome.returned, reservation.wallet.currency_code),
+            returned=wire.money(outcome.returned, payer.currency_code),
         )
 
     def _command(
@@ -173,15 +172,12 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
             hold_reason=item.hold_reason,
         )
 
-    async def _release(
-        self, name: str, reserved: dict[UUID, Reservation]
-    ) -> pb.ReleasedReservation:
-        reservation = reserved.get(names.last_id(name))
-        if reservation is None:
+    async def _release(self, name: str, payers: dict[UUID, WalletKey]) -> pb.ReleasedReservation:
+        reservation_id = names.last_id(name)
+        payer = payers.get(reservation_id)
+        if payer is None:
             return pb.ReleasedReservation(name=name, state=pb.ReleasedReservation.STATE_NOT_FOUND)
-        command = offline_commands.ReleaseReservation(
-            reservation.reservation_id, self._ledger.new_id(), reservation.wallet
-        )
+        command = offline_commands.ReleaseReservation(reservation_id, self._ledger.new_id(), payer)
         outcome = await self._ledger.owners.submit(command, ())
         assert isinstance(outcome, Reservation)
         payment = outcome.payment_id

@@ -1,0 +1,27 @@
+"""What goes wrong around a terminal, for the person at the counter."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+
+class PosError(Exception):
+    """Something did not work. Nothing is lost by it.
+
+    Attributes:
+        reason: A word for programs: UNREACHABLE, IN_USE, NOT_ENROLLED, …, or the platform's own `ErrorReason`.
+        metadata: What the platform's refusal quoted.
+        retry_after: When waiting helps, how long.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        metadata: dict[str, str] | None = None,
+        retry_after: timedelta | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.metadata = metadata or {}
+        self.retry_after = retry_after

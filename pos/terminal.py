@@ -1,0 +1,545 @@
+"""A terminal: takes codes without network, and brings them in when there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from uuid import UUID, uuid4
+
+from uuid_utils.compat import uuid7
+
+from pos import lockout as ladder
+from pos.clock import TrustedClock
+from pos.decision import (
+    GUESSES,
+    Decision,
+    Situation,
+    Terms,
+    Typed,
+    VoucherShown,
+    decide,
+)
+from pos.errors import PosError
+from pos.journal import Journal, JournalFlaw, Sale, Upload
+from pos.platform import Platform, SignedIn
+from pos.terms import terms as read_terms
+from pos.vault import Cipher, Identity, Vault
+from protocol import signed
+from tallystick.offline.v1 import journal_pb2, offline_pb2, terminal_sync_service_pb2
+from tallystick.type.v1 import money_pb2, position_pb2
+from tallystick.user.v1 import user_pb2
+
+UPLOAD_SIZE = 500
+# Automatic syncs: this often while all is well; sooner, with back-off, while something waits.
+_SYNC_SECONDS = 60.0
+_RETRY_SECONDS = 2.0
+_RETRY_SECONDS_MAX = 60.0
+_BUNDLE = "bundle"
+_MOVED = "moved"
+
+
+class Network(Enum):
+    """What the screen says."""
+
+    ONLINE = "ONLINE"
+    OFFLINE = "OFFLINE"
+    MUST_SYNC = "MUST_SYNC"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A terminal at a glance.
+
+    Attributes:
+        network: ONLINE when the last try reached the platform.
+        since_sync: Since the newest trust bundle was made; None before the first.
+        stored_count: Sales that the platform does not have.
+        stored: Their minor units, by currency.
+        terms: Of the bundle in force; None before the first.
+        flaws: What is wrong with the journal.
+        locked_for: How long no code is looked at; None when codes are.
+    """
+
+    network: Network
+    since_sync: timedelta | None
+    stored_count: int
+    stored: Mapping[str, int]
+    terms: Terms | None
+    flaws: tuple[JournalFlaw, ...]
+    locked_for: timedelta | None
+
+
+@dataclass
+class Report:
+    """What a sync did.
+
+    Attributes:
+        uploaded: Entries that the platform took for the first time in it.
+        items: Sales whose results it brought, as they are now.
+    """
+
+    uploaded: int = 0
+    items: list[Sale] = field(default_factory=list)
+
+
+Progress = Callable[[str, Sale | None], None]
+
+
+class Terminal:
+    """An enrolled terminal. Get one from `open`."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        identity: Identity,
+        journal: Journal,
+        platform: Platform,
+        *,
+        clock: TrustedClock,
+        new_id: Callable[[], UUID],
+    ) -> None:
+        self.identity = identity
+        self._vault = vault
+        self._journal = journal
+        self._platform = platform
+        self._clock = clock
+        self._new_id = new_id
+        self._key = vault.signing_key()
+        self._turn = asyncio.Lock()
+        self._syncing = asyncio.Lock()
+        self._reached = False
+        self._terms: Terms | None = None
+        kept = journal.kept(_BUNDLE)
+        if kept is not None:
+            self._terms = self._read(kept)
+        last = journal.last_record_time()
+        if last is not None:
+            clock.raise_floor(last)
+        if self._terms is not None:
+            clock.raise_floor(self._terms.server_time)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(
+        cls,
+        directory: Path,
+        address: str,
+        ca_file: Path | None = None,
+        *,
+        wall: Callable[[], datetime] = lambda: datetime.now(UTC),
+        monotonic: Callable[[], float] = time.monotonic,
+        new_id: Callable[[], UUID] = uuid7,
+        jitter: Callable[[], float] = random.random,
+    ) -> AsyncIterator[Terminal]:
+        """Open a terminal's directory. Needs no network.
+
+        Args:
+            directory: Made by `enroll`.
+            address: The platform's gateway, `host:port`.
+            ca_file: Who signed its certificate; None trusts the system's authorities.
+            wall: UTC as the machine has it.
+            monotonic: Seconds that only grow.
+            new_id: Ids of sales, UUIDv7.
+            jitter: 0 to 1, for back-off.
+
+        Raises:
+            PosError: NOT_ENROLLED, IN_USE, DAMAGED, JOURNAL_NEWER.
+        """
+        vault = Vault(directory)
+        identity = vault.identity()
+        with vault.claim():
+            journal = open_journal(vault, identity)
+            try:
+                async with Platform(address, ca_file, jitter=jitter) as platform:
+                    clock = TrustedClock(wall, monotonic)
+                    yield cls(vault, identity, journal, platform, clock=clock, new_id=new_id)
+            finally:
+                journal.close()
+
+    async def accept(
+        self,
+        shown: Typed | VoucherShown,
+        minor_units: int,
+        currency: str,
+        *,
+        position: tuple[float, float, float] | None = None,
+        reference: str = "",
+    ) -> Decision:
+        """Decide on a code, with what this terminal knows. An approved sale is on disk before this returns.
+
+        Args:
+            shown: The code as typed, or a voucher with the payer's signature.
+            minor_units: What to take.
+            currency: ISO 4217.
+            position: Degrees north and east, and metres, where the terminal knows it.
+            reference: The vendor's words, at most 140 characters.
+        """
+        async with self._turn:
+            return await asyncio.to_thread(
+                self._accept, shown, minor_units, currency, position, reference
+            )
+
+    def _accept(
+        self,
+        shown: Typed | VoucherShown,
+        minor_units: int,
+        currency: str,
+        position: tuple[float, float, float] | None,
+        reference: str,
+    ) -> Decision:
+        now = self._clock()
+        lockout = self._journal.lockout()
+        stored_count, stored = self._journal.stored
+        decision = decide(
+            shown,
+            minor_units,
+            currency,
+            Situation(
+                now=now,
+                terms=self._terms,
+                moved=self._journal.kept(_MOVED) is not None,
+                lockout=lockout,
+                vendor_id=self.identity.vendor_id,
+                terminal_id=self.identity.terminal_id,
+                is_spent=self._journal.is_spent,
+                stored_count=stored_count,
+                stored=stored,
+            ),
+        )
+        if decision.refusal in GUESSES:
+            self._journal.save_lockout(ladder.count_wrong(lockout, now=now))
+        if not decision.approved:
+            return decision
+        item_id = self._new_id()
+        sale = journal_pb2.Sale(
+            item_id=str(item_id),
+            amount=money_pb2.Money(minor_units=minor_units, currency_code=currency),
+            reference=reference,
+        )
+        if isinstance(shown, VoucherShown):
+            sale.spend.voucher = shown.data
+            sale.spend.sign_seconds = shown.sign_seconds
+            sale.spend.signature = shown.signature
+        else:
+            sale.code = decision.symbols
+        if position is not None:
+            latitude, longitude, accuracy = position
+            sale.position.CopyFrom(
+                position_pb2.Position(
+                    latitude=latitude, longitude=longitude, accuracy_meters=accuracy
+                )
+            )
+        entry = self._entry(now, wrong_codes=lockout.unreported)
+        entry.sale.CopyFrom(sale)
+        self._journal.append(entry, symbols=decision.symbols, lockout=ladder.forgiven())
+        return replace(decision, item_id=item_id)
+
+    def _entry(self, now: datetime, *, wrong_codes: int = 0) -> journal_pb2.Entry:
+        assert self._terms is not None
+        entry = journal_pb2.Entry(
+            version=1,
+            terminal=self.identity.name,
+            bundle_version=self._terms.version,
+            wrong_codes=wrong_codes,
+        )
+        entry.record_time.FromDatetime(now)
+        entry.server_time.FromDatetime(self._terms.server_time)
+        return entry
+
+    def status(self) -> Status:
+        """The terminal at a glance."""
+        now = self._clock()
+        stored_count, stored = self._journal.stored
+        since = None if self._terms is None else now - self._terms.server_time
+        network = Network.ONLINE if self._reached else Network.OFFLINE
+        limits = () if self._terms is None else self._terms.limits.values()
+        if since is None or any(since > limit.age_hard for limit in limits):
+            network = Network.MUST_SYNC
+        return Status(
+            network=network,
+            since_sync=since,
+            stored_count=stored_count,
+            stored=stored,
+            terms=self._terms,
+            flaws=tuple(self._journal.flaws),
+            locked_for=self._journal.lockout().left(now),
+        )
+
+    def sales(self) -> list[Sale]:
+        """Every sale of the journal, oldest first."""
+        return self._journal.sales()
+
+    async def sync(
+        self, progress: Progress = lambda _text, _sale: None, *, vendor: SignedIn | None = None
+    ) -> Report:
+        """Fetch a trust bundle, upload what waits, and bring results. May be broken off anywhere and repeated.
+
+        Args:
+            progress: Told of every step, and of every sale that gets a result.
+            vendor: Upload in this vendor's name: for the journal of a terminal that was revoked. No bundle is fetched.
+
+        Raises:
+            PosError: UNREACHABLE, TERMINAL_REVOKED, …; what was done before it stays done.
+        """
+        async with self._syncing:
+            self._reached = False
+            who = vendor
+            if who is None:
+                who = await self._platform.sign_in(self.identity.name, self._key, self._clock())
+                assert who.server_time is not None
+                self._clock.learn(who.server_time)
+                await self._fetch_bundle(who)
+                progress("Codes and keys are current.", None)
+            report = Report()
+            await self._upload_all(who, report, progress)
+            await self._bring_results(who, report, progress)
+            self._reached = True
+            return report
+
+    async def keep_synced(
+        self,
+        progress: Progress = lambda _text, _sale: None,
+        *,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """Sync by itself, until cancelled: now and then, and soon after the network is back."""
+        delay = _RETRY_SECONDS
+        while True:
+            try:
+                await self.sync(progress)
+            except PosError as error:
+                progress(str(error), None)
+                await asyncio.sleep(delay * (0.5 + jitter() / 2))
+                delay = min(delay * 2, _RETRY_SECONDS_MAX)
+            else:
+                delay = _RETRY_SECONDS
+                await asyncio.sleep(_SYNC_SECONDS * (0.5 + jitter() / 2))
+
+    async def _fetch_bundle(self, who: SignedIn) -> None:
+        bundle = (await self._platform.trust_bundle(who)).SerializeToString()
+        terms = self._read(bundle)
+        if terms is None:
+            message = "The trust bundle is not signed by a key this terminal knows. Enrol it anew."
+            raise PosError("BUNDLE_UNTRUSTED", message)
+        self._clock.learn(terms.server_time)
+        async with self._turn:
+            await asyncio.to_thread(self._journal.keep, _BUNDLE, bundle)
+            self._terms = terms
+
+    def _read(self, kept: bytes) -> Terms | None:
+        """The terms of a bundle signed by a key that is known; None for another."""
+        known = {key_id: bytes.fromhex(key) for key_id, key in self.identity.issuer_keys.items()}
+        if self._terms is not None:
+            known.update(self._terms.issuer_keys)
+        travelling = terminal_sync_service_pb2.SignedTrustBundle.FromString(kept)
+        try:
+            bundle = signed.verify_bundle(travelling, known)
+        except (signed.SignatureWrong, signed.Unreadable):
+            return None
+        if bundle.terminal != self.identity.name:
+            return None
+        return read_terms(bundle)
+
+    async def _upload_all(self, who: SignedIn, report: Report, progress: Progress) -> None:
+        while True:
+            async with self._turn:
+                waiting = self._journal.open_uploads()
+                if not waiting:
+                    fresh = self._journal.begin_upload(str(uuid4()), size=UPLOAD_SIZE)
+                    waiting = [] if fresh is None else [fresh]
+            if not waiting:
+                return
+            for upload in waiting:
+                await self._upload(who, upload, report, progress)
+
+    async def _upload(
+        self, who: SignedIn, upload: Upload, report: Report, progress: Progress
+    ) -> None:
+        request = terminal_sync_service_pb2.SubmitBatchRequest(
+            request_id=upload.request_id,
+            terminal=self.identity.name,
+            entries=[entry for _, entry in upload.entries],
+        )
+        try:
+            answer = await self._platform.submit(who, request)
+        except PosError as error:
+            if error.reason not in {"FIELDS_INVALID", "INTERNAL", "REQUEST_ID_REUSED"}:
+                raise
+            async with self._turn:
+                self._isolate(upload, error)
+            return
+        refused = {
+            upload.entries[result.index][0]: (
+                offline_pb2.Reason.Name(result.refusal).removeprefix("REASON_"),
+                result.detail,
+            )
+            for result in answer.entries
+            if result.refusal
+        }
+        self._check_receipt(upload, answer, refused)
+        async with self._turn:
+            receipt = answer.receipt.SerializeToString()
+            self._journal.receive(upload, answer.batch.name, receipt, refused)
+        report.uploaded += len(upload.entries) - len(refused)
+        progress(f"{len(upload.entries)} entries received by the platform.", None)
+
+    def _isolate(self, upload: Upload, error: PosError) -> None:
+        """Something in an upload cannot be taken: halve it until it stands alone."""
+        if len(upload.entries) > 1:
+            self._journal.split_upload(upload, [str(uuid4()), str(uuid4())])
+        else:
+            self._journal.give_up(upload, error.reason, str(error))
+
+    def _check_receipt(
+        self,
+        upload: Upload,
+        answer: terminal_sync_service_pb2.SubmitBatchResponse,
+        refused: Mapping[int, object],
+    ) -> None:
+        issuer = dict(self._terms.issuer_keys) if self._terms is not None else {}
+        taken = [(number, entry) for number, entry in upload.entries if number not in refused]
+        hashes = [signed.entry_hash(entry.content) for _, entry in taken]
+        try:
+            receipt = signed.verify_receipt(answer.receipt, issuer)
+        except (signed.SignatureWrong, signed.Unreadable) as error:
+            raise PosError(
+                "RECEIPT_WRONG", "The receipt is not the platform's. Sync again."
+            ) from error
+        if list(receipt.sequences) != [
+            number for number, _ in taken
+        ] or receipt.entries_hash != signed.receipt_hash(hashes):
+            raise PosError("RECEIPT_WRONG", "The receipt is for other entries. Sync again.")
+
+    async def _bring_results(self, who: SignedIn, report: Report, progress: Progress) -> None:
+        for batch in self._journal.undecided_batches():
+            async for message in self._platform.watch(who, batch):
+                if message.HasField("item"):
+                    await self._take_results([message.item], batch, report, progress)
+            whole = await self._platform.batch(who, batch)
+            await self._take_results(list(whole.items), batch, report, progress, final=True)
+
+    async def _take_results(
+        self,
+        items: list[offline_pb2.Item],
+        batch: str,
+        report: Report,
+        progress: Progress,
+        *,
+        final: bool = False,
+    ) -> None:
+        States = offline_pb2.Item.State  # noqa: N806 - a type
+        results = [
+            (
+                item.name.removeprefix("items/"),
+                States.Name(item.state).removeprefix("STATE_"),
+                offline_pb2.Reason.Name(item.reason).removeprefix("REASON_"),
+                item.detail,
+                item.returned.minor_units,
+            )
+            for item in items
+            if item.state != States.STATE_RECEIVED
+        ]
+        # A held item may still change, and one without a result has it to come.
+        settled = {States.STATE_SETTLED, States.STATE_REFUSED}
+        done = final and all(item.state in settled for item in items)
+        async with self._turn:
+            before = {sale.item_id: sale for sale in self._journal.sales()}
+            self._journal.save_results(results, batch, done=done)
+            after = {sale.item_id: sale for sale in self._journal.sales()}
+        for item_id, *_ in results:
+            sale = after.get(item_id)
+            if sale is not None and sale != before.get(item_id):
+                report.items.append(sale)
+                progress(sale.reason, sale)
+
+    async def mark_moved(self) -> None:
+        """The journal goes on elsewhere: this installation takes no code any more."""
+        async with self._turn:
+            self._journal.keep(_MOVED, b"1")
+
+    def backup(self, file: Path) -> None:
+        """A whole copy of the journal's database."""
+        self._journal.backup(file)
+
+    async def note_import(self, note: str) -> None:
+        """Write down that the journal goes on here."""
+        async with self._turn:
+            entry = self._entry(self._clock())
+            entry.imported.note = note
+            self._journal.append(entry)
+
+
+def open_journal(vault: Vault, identity: Identity) -> Journal:
+    """The journal of a terminal's directory. The caller holds the claim, and closes it.
+
+    Raises:
+        PosError: DAMAGED, JOURNAL_NEWER.
+    """
+    secret = vault.device_secret()
+    return Journal(
+        vault.journal_file,
+        Cipher(secret, identity.name.encode()),
+        vault.signing_key(),
+        Cipher.derive(secret, b"marks"),
+    )
+
+
+async def enroll(
+    directory: Path,
+    platform: Platform,
+    vendor: SignedIn,
+    *,
+    site: str,
+    display_name: str,
+    scope: str = "",
+) -> Identity:
+    """Make a terminal: a key of its own, known to the platform, and the issuer's keys. A broken-off one is finished.
+
+    Args:
+        directory: Where it will live.
+        platform: Where to enrol.
+        vendor: Whose terminal it becomes.
+        site: `users/{uuid}/sites/{uuid}` where it stands.
+        display_name: What its vendor calls it.
+        scope: The area whose codes it takes; empty means `main`.
+
+    Raises:
+        PosError: ALREADY_ENROLLED, or the platform's refusal.
+    """
+    vault = Vault(directory)
+    with vault.claim():
+        if vault.is_enrolled():
+            message = f"{directory} holds a terminal already. Name another directory."
+            raise PosError("ALREADY_ENROLLED", message)
+        key = vault.signing_key()
+        # Stored before it is sent: when the answer is lost, the same request is sent again.
+        pending = directory / "enrolling"
+        if not pending.exists():
+            vault.write("enrolling", str(uuid4()).encode())
+        terminal = user_pb2.Terminal(
+            display_name=display_name,
+            site=site,
+            scope=scope,
+            public_key=key.public_key().public_bytes_raw(),
+        )
+        enrolled = await platform.enroll(vendor, terminal, pending.read_text())
+        who = await platform.sign_in(enrolled.name, key, datetime.now(UTC))
+        bundle = await platform.trust_bundle(who)
+        content = terminal_sync_service_pb2.TrustBundle.FromString(bundle.content)
+        issuer_keys = {each.key_id: each.public_key.hex() for each in content.issuer_keys}
+        identity = Identity(enrolled.name, display_name, issuer_keys)
+        journal = open_journal(vault, identity)
+        try:
+            journal.keep(_BUNDLE, bundle.SerializeToString())
+        finally:
+            journal.close()
+        vault.save_identity(identity)
+        pending.unlink()
+        return identity

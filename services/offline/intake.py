@@ -1,0 +1,310 @@
+"""Takes uploads of journals: everything that is new is on record, once, before the answer says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from protocol import signed
+from services import names, telemetry
+from services.offline import events, wire
+from services.offline.domain import journal, refusals
+from services.offline.domain.item import Entry, State, Work
+from services.offline.domain.journal import Placed, Reception
+from services.offline.domain.terminal import Terminal
+from services.offline.domain.terms import Terms
+from services.offline.events import Circumstances
+from services.offline.keyring import KeyRing
+from services.offline.reading import Broken, Readable, Reader
+from services.offline.recorder import Recorder
+from services.offline.store import journals as store
+from services.offline.store import terminals as terminal_store
+from services.offline.store.journals import Batch
+from tallystick.offline.v1 import offline_pb2
+from tallystick.offline.v1 import terminal_sync_service_pb2 as pb
+from tallystick.offline.v1.journal_pb2 import SignedEntry
+
+_RETRY_FULL = timedelta(seconds=5)
+# The backlog is counted at most this often; between two counts it grows by what this process takes.
+_COUNT_EVERY = timedelta(seconds=1)
+# Entries that a thread reads in one go: the event loop gets its turn in between.
+_READ_AT_ONCE = 50
+_MALFORMED = offline_pb2.REASON_ENTRY_MALFORMED
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A request to take entries.
+
+    Attributes:
+        terminal: Whose journal it is.
+        actor: Who uploads.
+        request_id: As the caller wrote it.
+        request_key: Which terminal's, under which id.
+        body_hash: Of the request.
+        entries: As signed.
+    """
+
+    terminal: Terminal
+    actor: str
+    request_id: str
+    request_key: bytes
+    body_hash: bytes
+    entries: Sequence[SignedEntry]
+
+
+class Intake:
+    """Puts uploads on record.
+
+    Args:
+        recorder: Transactions.
+        keys: What entries are checked and sealed with.
+        terms: The deployment's.
+        executor: Threads to check signatures in.
+        received: Called after every commit that has brought new items.
+        backlog_max: Items that may wait to be settled.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        keys: KeyRing,
+        terms: Terms,
+        executor: Executor,
+        *,
+        received: Callable[[], None],
+        backlog_max: int,
+    ) -> None:
+        self._recorder = recorder
+        self._keys = keys
+        self._terms = terms
+        self._executor = executor
+        self._received = received
+        self._backlog_max = backlog_max
+        self._backlog = 0
+        self._count_time: datetime | None = None
+
+    async def take(self, upload: Upload) -> pb.SubmitBatchResponse:
+        """Put an upload on record, or answer the same request again.
+
+        Raises:
+            Refusal: request_id_reused, queue_full, in this order.
+        """
+        read = await self._read(upload)
+        batch = await self._recorder.change(lambda c: self._record(c, upload, read))
+        self._received()
+        answer = pb.SubmitBatchResponse.FromString(batch.answer)
+        async with self._recorder.reading() as connection:
+            answer.batch.CopyFrom(await batch_message(connection, batch))
+        return answer
+
+    async def _read(self, upload: Upload) -> list[Readable | Broken]:
+        reader = Reader(upload.terminal, self._keys, self._terms.issuer)
+        loop = asyncio.get_running_loop()
+        entries = upload.entries
+
+        def read(start: int) -> list[Readable | Broken]:
+            return reader.read(entries[start : start + _READ_AT_ONCE], start=start)
+
+        starts = range(0, len(entries), _READ_AT_ONCE)
+        parts = await asyncio.gather(
+            *(loop.run_in_executor(self._executor, read, start) for start in starts)
+        )
+        return [each for part in parts for each in part]
+
+    async def _record(
+        self, connection: AsyncConnection, upload: Upload, read: Sequence[Readable | Broken]
+    ) -> Batch:
+        # One upload of a journal at a time: what follows what is only known under this lock.
+        terminal = await terminal_store.lock_terminal(connection, upload.terminal.terminal_id)
+        assert terminal is not None
+        earlier = await store.find_request(connection, upload.request_key)
+        if earlier is not None:
+            if earlier.body_hash != upload.body_hash:
+                raise refusals.request_id_reused(upload.request_id)
+            return earlier
+        now = self._recorder.now()
+        await self._check_backlog(connection, now)
+        readable = {each.arrival.place: each for each in read if isinstance(each, Readable)}
+        reception = await self._receive(connection, terminal, readable.values(), now)
+        batch_id = self._recorder.new_id()
+        new = [
+            self._entry(terminal, batch_id, place, placed, readable[placed.arrival.place], now=now)
+            for place, placed in enumerate(reception.fresh)
+        ]
+        answer = _answer(read, reception)
+        item_ids = [names.last_id(each.item) for each in answer.entries if each.item]
+        answer.receipt.CopyFrom(self._receipt(terminal, batch_id, readable.values(), now))
+        originals = (upload.entries[placed.arrival.place] for placed in reception.fresh)
+        sealed = pb.SubmitBatchRequest(entries=originals).SerializeToString()
+        batch = Batch(
+            batch_id=batch_id,
+            request_key=upload.request_key,
+            body_hash=upload.body_hash,
+            vendor_id=terminal.vendor_id,
+            terminal_id=terminal.terminal_id,
+            item_ids=tuple(dict.fromkeys(item_ids)),
+            answer=answer.SerializeToString(),
+            sealed_entries=self._keys.seal(sealed, f"batch/{batch_id}"),
+            receive_time=now,
+        )
+        await store.insert_batch(connection, batch)
+        if new:
+            await store.insert_entries(connection, new)
+            await _move_head(connection, terminal, reception.fresh)
+        self._backlog += sum(entry.work is Work.DECIDE for entry in new)
+        fact = events.batch_received(
+            self._recorder.new_id(),
+            Circumstances(upload.actor, now, telemetry.trace_id()),
+            terminal.vendor_id,
+            await batch_message(connection, batch),
+        )
+        await self._recorder.record(connection, [fact])
+        return batch
+
+    async def _check_backlog(self, connection: AsyncConnection, now: datetime) -> None:
+        if self._count_time is None or now - self._count_time >= _COUNT_EVERY:
+            self._backlog = await store.count_work(connection)
+            self._count_time = now
+        if self._backlog >= self._backlog_max:
+            raise refusals.queue_full(_RETRY_FULL)
+
+    async def _receive(
+        self,
+        connection: AsyncConnection,
+        terminal: Terminal,
+        readable: Iterable[Readable],
+        now: datetime,
+    ) -> Reception:
+        arrivals = [each.arrival for each in readable]
+        sequences = {each.sequence for each in arrivals}
+        numbers = sequences | {sequence - 1 for sequence in sequences}
+        known = await store.known_entries(connection, terminal.terminal_id, numbers)
+        recorded = {
+            (sequence, each.content_hash) for sequence, found in known.items() for each in found
+        }
+        # An entry that came before has its own item id, which is no theft.
+        new_ids = [
+            each.item_id
+            for each in arrivals
+            if each.item_id is not None and (each.sequence, each.content_hash) not in recorded
+        ]
+        taken = await store.taken_items(connection, new_ids) if new_ids else set()
+        return journal.receive(
+            arrivals, known, taken, bundle_version=terminal.bundle_version, now=now
+        )
+
+    def _entry(
+        self,
+        terminal: Terminal,
+        batch_id: UUID,
+        place: int,
+        placed: Placed,
+        readable: Readable,
+        *,
+        now: datetime,
+    ) -> Entry:
+        arrival = placed.arrival
+        entry = Entry(
+            entry_id=self._recorder.new_id(),
+            vendor_id=terminal.vendor_id,
+            terminal_id=terminal.terminal_id,
+            sequence=arrival.sequence,
+            content_hash=arrival.content_hash,
+            record_time=arrival.record_time,
+            receive_time=now,
+            batch_id=batch_id,
+            place=place,
+        )
+        claim = readable.claim
+        if claim is None or placed.misnamed:
+            return entry
+        return replace(
+            entry,
+            item_id=arrival.item_id,
+            amount=claim.amount,
+            proof=claim.proof,
+            proof_hash=claim.proof_hash,
+            spend_hash=claim.spend_hash,
+            flaw=claim.flaw,
+            doubt=placed.doubt,
+            doubt_detail=placed.detail,
+            facts=claim.facts,
+            state=State.RECEIVED,
+            work=Work.DECIDE,
+        )
+
+    def _receipt(
+        self, terminal: Terminal, batch_id: UUID, readable: Iterable[Readable], now: datetime
+    ) -> pb.SignedReceipt:
+        arrivals = {(each.arrival.sequence, each.arrival.content_hash) for each in readable}
+        kept = sorted(arrivals)
+        receipt = pb.Receipt(
+            batch=names.batch_name(batch_id),
+            terminal=terminal.name,
+            sequences=[sequence for sequence, _ in kept],
+            entries_hash=signed.receipt_hash([content_hash for _, content_hash in kept]),
+            receive_time=wire.timestamp(now),
+        )
+        return signed.sign_receipt(receipt, self._keys.issuer_key)
+
+
+async def _move_head(
+    connection: AsyncConnection, terminal: Terminal, fresh: Sequence[Placed]
+) -> None:
+    # In the journal's order; of two with the last number, the first to arrive counts.
+    last = fresh[-1].arrival.sequence
+    if last > terminal.head_sequence:
+        head = next(each.arrival for each in fresh if each.arrival.sequence == last)
+        await terminal_store.set_head(
+            connection, terminal.terminal_id, head.sequence, head.content_hash
+        )
+
+
+def _answer(read: Sequence[Readable | Broken], reception: Reception) -> pb.SubmitBatchResponse:
+    misnamed = {placed.arrival.place for placed in reception.fresh if placed.misnamed}
+    answer = pb.SubmitBatchResponse()
+    for place, each in enumerate(read):
+        result = answer.entries.add(index=place)
+        if isinstance(each, Broken):
+            result.refusal = offline_pb2.Reason.ValueType(each.reason)
+            result.detail = each.detail
+            continue
+        item_id = reception.repeated.get(place, each.arrival.item_id)
+        if each.flaw:
+            result.refusal = _MALFORMED
+            result.detail = each.flaw
+        elif place in misnamed or (item_id is None and each.claim is not None):
+            result.refusal = _MALFORMED
+            result.detail = "sale.item_id: another entry has it"
+        elif item_id is not None:
+            result.item = names.item_name(item_id)
+    return answer
+
+
+async def batch_message(connection: AsyncConnection, batch: Batch) -> offline_pb2.Batch:
+    """A batch as it stands now."""
+    counts = await store.count_states(connection, batch.item_ids) if batch.item_ids else {}
+    return counted(batch, counts)
+
+
+def counted(batch: Batch, counts: Mapping[State, int]) -> offline_pb2.Batch:
+    """A batch of whose items so many stand where."""
+    received = counts.get(State.RECEIVED, 0)
+    return offline_pb2.Batch(
+        name=names.batch_name(batch.batch_id),
+        terminal=names.terminal_name(batch.vendor_id, batch.terminal_id),
+        state=offline_pb2.Batch.STATE_SETTLING if received else offline_pb2.Batch.STATE_DONE,
+        item_count=len(batch.item_ids),
+        received_count=received,
+        settled_count=counts.get(State.SETTLED, 0),
+        held_count=counts.get(State.HELD, 0),
+        refused_count=counts.get(State.REFUSED, 0),
+        receive_time=wire.timestamp(batch.receive_time),
+    )

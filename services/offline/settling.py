@@ -1,0 +1,203 @@
+"""Settles what terminals have uploaded: spends codes, has payment move the money, records the results."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
+from uuid import UUID
+
+import grpc
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from services import names, sql
+from services.offline.clients import Payment
+from services.offline.deciding import LEASE, Deciding
+from services.offline.domain.item import Entry, Reason
+from services.offline.recorder import Recorder
+from services.offline.results import Results, may_come_later
+from services.offline.store import journals as store
+from tallystick.payment.v1 import settlement_service_pb2 as settlement
+
+log = logging.getLogger(__name__)
+
+_GROUP_MAX = 500
+# What another replica received is found within this.
+_POLL_SECONDS = 0.25
+_AWAY_SECONDS = 0.5
+_BACK_OFF_MAX = timedelta(minutes=5)
+
+
+class Settling:
+    """Takes items through their three steps, a group at a time, at any number of replicas.
+
+    1. One transaction claims items that wait, decides each, and spends the codes of those that are to be paid.
+    2. Payment is asked to settle them, by items that are always the same.
+    3. One transaction records the results.
+
+    Whoever dies between the steps leaves items whose lease runs out; anybody goes on from step 2.
+
+    Args:
+        recorder: Transactions.
+        payment: Whom to ask.
+        deciding: Step 1.
+        results: Step 3.
+        groups: How many groups are under way at a time.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        payment: Payment,
+        deciding: Deciding,
+        results: Results,
+        *,
+        groups: int,
+    ) -> None:
+        self._recorder = recorder
+        self._payment = payment
+        self._deciding = deciding
+        self._results = results
+        self._groups = groups
+        self._wake = asyncio.Event()
+
+    def wake(self) -> None:
+        """Something arrived."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Settle until cancelled. Payment and the database may go and come back."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._repeat(self.settle_new, _POLL_SECONDS))
+            # One looks whether there is work; the others help when there is.
+            for _ in range(self._groups - 1):
+                tasks.create_task(self._repeat(self.settle_new, None))
+            tasks.create_task(self._repeat(self.settle_left, _POLL_SECONDS))
+
+    async def _repeat(
+        self, turn: Callable[[], Awaitable[bool]], poll_seconds: float | None
+    ) -> None:
+        while True:
+            try:
+                if await turn():
+                    continue
+                self._wake.clear()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(poll_seconds):
+                        await self._wake.wait()
+            except Exception as error:
+                if not (sql.is_lost(error) or sql.is_conflict(error)):
+                    raise
+                log.warning("settlement waits", extra={"cause": repr(error)[:300]})
+                await asyncio.sleep(_AWAY_SECONDS)
+
+    async def settle_new(self) -> bool:
+        """Take one group through all steps; False when nothing waits."""
+        try:
+            claimed, found = await self._recorder.transact(
+                lambda c: self._deciding.decide(c, _GROUP_MAX)
+            )
+        except Exception as error:
+            if sql.is_lost(error) or sql.is_conflict(error):
+                raise
+            # Something in one of them breaks a statement: alone, it holds up only its own.
+            log.exception("group failed, items go alone")
+            return await self._settle_alone()
+        if found:
+            self._recorder.tell()
+            self._wake.set()
+        await self._settle(claimed)
+        return found
+
+    async def _settle_alone(self) -> bool:
+        for _ in range(_GROUP_MAX):
+            try:
+                claimed, found = await self._recorder.change(lambda c: self._deciding.decide(c, 1))
+            except Exception as error:
+                if sql.is_lost(error) or sql.is_conflict(error):
+                    raise
+                log.exception("item failed")
+                await self._recorder.transact(self._put_off_first)
+                continue
+            if not found:
+                return False
+            await self._settle(claimed)
+        return True
+
+    async def _put_off_first(self, connection: AsyncConnection) -> None:
+        now = self._recorder.now()
+        for entry in await store.claim_undecided(connection, now=now, limit=1):
+            later = now + _back_off(entry.attempts)
+            await store.set_due(connection, [entry.entry_id], due_time=later, tried=True)
+
+    async def settle_left(self) -> bool:
+        """Go on with what another process left, or payment could not say; False when nothing waits."""
+        now = self._recorder.now()
+        claimed = await self._recorder.transact(
+            lambda c: store.claim_unsettled(c, now=now, until=now + LEASE, limit=_GROUP_MAX)
+        )
+        await self._settle(claimed)
+        # Never twice in a row: what is put off is not due at once, and new items come first.
+        return False
+
+    async def _settle(self, claimed: Sequence[Entry]) -> None:
+        """Steps 2 and 3."""
+        if not claimed:
+            return
+        answers = await self._ask(claimed)
+        told = [
+            (entry, answer)
+            for entry, answer in zip(claimed, answers, strict=True)
+            if answer is not None and not may_come_later(answer)
+        ]
+        if told:
+            await self._recorder.change(lambda c: self._results.conclude(c, told))
+        known = {entry.entry_id for entry, _ in told}
+        untold = [entry for entry in claimed if entry.entry_id not in known]
+        if untold:
+            await self._recorder.transact(lambda c: self._put_off(c, untold))
+
+    async def _ask(self, entries: Sequence[Entry]) -> Sequence[settlement.OfflineResult | None]:
+        """Step 2; None for what payment could not say."""
+        try:
+            return await self._payment.settle([_payment(entry) for entry in entries])
+        except grpc.aio.AioRpcError as error:
+            log.warning(
+                "payment does not answer",
+                extra={"code": error.code().name, "items": len(entries)},
+            )
+            away = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED}
+            if len(entries) == 1 or error.code() in away:
+                return [None] * len(entries)
+        # Something in one of them is too much for payment: it must not hold up the others.
+        middle = len(entries) // 2
+        return [*await self._ask(entries[:middle]), *await self._ask(entries[middle:])]
+
+    async def _put_off(self, connection: AsyncConnection, entries: Sequence[Entry]) -> None:
+        now = self._recorder.now()
+        by_attempts: dict[int, list[UUID]] = defaultdict(list)
+        for entry in entries:
+            by_attempts[entry.attempts].append(entry.entry_id)
+        for attempts, entry_ids in by_attempts.items():
+            later = now + _back_off(attempts)
+            await store.set_due(connection, entry_ids, due_time=later, tried=True)
+
+
+def _back_off(attempts: int) -> timedelta:
+    return min(timedelta(seconds=1 << min(attempts, 16)), _BACK_OFF_MAX)
+
+
+def _payment(entry: Entry) -> settlement.OfflinePayment:
+    """What payment is told of an item: the same every time."""
+    assert entry.spend is not None
+    message = settlement.OfflinePayment.FromString(entry.facts)
+    message.payment = names.payment_name(entry.entry_id)
+    message.reservation = names.reservation_name(entry.spend.code_id)
+    message.hold_reason = entry.reason.name if entry.reason is not Reason.NONE else ""
+    # The terminal's clock may be behind ours by what it may be.
+    age = max(entry.record_time - entry.spend.issue_time, timedelta())
+    message.code_age.FromTimedelta(age)
+    return message

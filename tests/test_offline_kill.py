@@ -1,0 +1,159 @@
+"""kill -9 at random moments: a terminal, any service, Envoy, Valkey. Every code taken is paid, and paid once."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli import audit
+from cli.demo.client import ApiError
+from pos.terminal import enroll
+from tallystick.offline.v1 import offline_pb2
+from tests import offline_world
+from tests.eventually import eventually
+from tests.offline_world import inr
+
+ROOT = Path(__file__).parents[1]
+VALUE = 10_00
+CODES = 2
+SERVICES = ("offline", "payment", "envoy", "valkey")
+# A till takes half a second to start and less to sell and sync: the kills fall on every part of it.
+LATEST_KILL_SECONDS = 1.2
+
+
+class Runs:
+    """Runs on one stack, each seeded: which process dies when, and what the till took."""
+
+    def __init__(self, world, directory):
+        self.world = world
+        self.directory = directory
+        self.taken = {}
+        self.shop = None
+        self.payers = []
+
+    async def prepare(self):
+        self.shop = await self.world.person(vendor=True)
+        self.payers = [await self.world.payer() for _ in range(2)]
+
+    async def run(self, seed):
+        rng = random.Random(seed)
+        victim = rng.choice(("till", "till", "till", *SERVICES))
+        after = rng.uniform(0, LATEST_KILL_SECONDS)
+        codes = await self.take_codes(rng)
+        directory = await self.till(seed)
+        minor_units = rng.randrange(1, VALUE + 1)
+        killed = None
+        for _ in range(40):
+            till = await self.start(directory, minor_units, codes)
+            if killed is None:
+                await asyncio.sleep(after)
+                killed = self.kill(victim, till)
+            if await till.wait() == 0:
+                break
+        else:
+            pytest.fail(
+                f"seed {seed}: {victim} killed after {after:.3f} s, and the till never got through"
+            )
+        self.taken.update(dict.fromkeys(codes, minor_units))
+
+    def kill(self, victim, till):
+        pid = till.pid if victim == "till" else self.world.stack.endpoints.processes[victim]
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        return pid
+
+    async def take_codes(self, rng):
+        payer = rng.choice(self.payers)
+
+        async def issued():
+            # Issued while services come back: asked again, with another id, until they are.
+            with contextlib.suppress(Exception):
+                return await self.world.codes(payer, *[VALUE] * CODES)
+
+        codes = await eventually(issued, seconds=30)
+        if (await self.world.balances(payer))[1] < 2 * CODES * VALUE:
+            await payer.client.move_offline(inr(1_000_00))
+        return codes
+
+    async def till(self, seed):
+        """A till enrolled before; a new one now and then."""
+        directory = self.directory / f"till-{seed // 10}-{seed}"
+        world = self.world
+
+        async def enrolled():
+            with contextlib.suppress(Exception):
+                (site,) = await self.shop.client.sites()
+                vendor = await world.platform.sign_in_vendor(self.shop.username, self.shop.password)
+                return await enroll(
+                    directory, world.platform, vendor, site=site.name, display_name="Till"
+                )
+
+        await eventually(enrolled, seconds=30)
+        return directory
+
+    async def start(self, directory, minor_units, codes):
+        at = self.world.stack.endpoints
+        arguments = [str(directory), at.grpc, at.ca_file, str(minor_units), *codes]
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "tests.till",
+            *arguments,
+            cwd=ROOT,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+
+    async def check(self):
+        """Payments settled = codes taken; none lost, none twice; the laws hold."""
+
+        async def is_whole():
+            with contextlib.suppress(Exception):
+                return (await self.world.balances(self.shop))[0] == sum(self.taken.values())
+
+        await eventually(is_whole, seconds=30)
+        sold = [item async for item in self.items()]
+        assert len(sold) == len(self.taken)
+        assert {item.state for item in sold} == {offline_pb2.Item.STATE_SETTLED}
+        assert len({item.payment for item in sold}) == len(sold)
+        findings = await audit.audit_stack(self.world.stack.endpoints)
+        assert [found.first_broken for found in findings.values() if not found.holds] == []
+
+    async def items(self):
+        for directory in sorted(self.directory.iterdir()):
+            if (directory / "terminal.json").exists():
+                name = (directory / "terminal.json").read_text().split('"')[3]
+                for item in await eventually(lambda name=name: self.of_till(name), seconds=30):
+                    yield item
+
+    async def of_till(self, name):
+        # The last kill may have been a moment ago.
+        with contextlib.suppress(ApiError):
+            return await self.world.operator.offline_items(name)
+
+
+async def hold(directory, seeds):
+    with offline_world.running(directory / "stack") as stack:
+        async with offline_world.visiting(stack) as world:
+            runs = Runs(world, directory / "tills")
+            runs.directory.mkdir()
+            await runs.prepare()
+            for seed in seeds:
+                await runs.run(seed)
+            await runs.check()
+
+
+async def test_killed_at_random_every_code_taken_is_paid_once(tmp_path):
+    (tmp_path / "stack").mkdir()
+    await hold(tmp_path, range(12))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+async def test_killed_at_random_three_hundred_times(tmp_path):
+    (tmp_path / "stack").mkdir()
+    await hold(tmp_path, range(1000, 1300))
