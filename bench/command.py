@@ -175,6 +175,30 @@ def _scale(options: argparse.Namespace) -> int:
     )
 
 
+def _offline_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--items",
+        type=_count,
+        default=10_000,
+        metavar="N",
+        help="that ten terminals upload together (default: %(default)s)",
+    )
+    _add_plots(parser)
+
+
+def _offline(options: argparse.Namespace) -> int:
+    from bench import offline
+
+    return offline.run(
+        offline.Options(
+            profile=options.profile,
+            items=options.items,
+            json_file=options.json,
+            plots=options.plots,
+        )
+    )
+
+
 def _add_load(parser: argparse.ArgumentParser, *, rate: float, seconds: float) -> None:
     parser.add_argument(
         "--rate",
@@ -219,6 +243,11 @@ _FIGURES = {
         _online_options,
         _online,
         ("--sweep", "--overload"),
+    ),
+    "offline": _Figure(
+        "what terminals bring back, settled: one terminal's backlog, and many terminals",
+        _offline_options,
+        _offline,
     ),
     "scale": _Figure(
         "payments in a small and in a large ledger, to a hot vendor, by two replicas, for long",

@@ -39,9 +39,18 @@ _COMPANY_CORES_MAX = 0.3
 
 @dataclass
 class Measured:
-    """A stack with a world in it, at rest, and what was offered to it."""
+    """A stack with a world in it, at rest, and what was offered to it.
+
+    Attributes:
+        endpoints: The stack.
+        key_file: What its keys are encrypted with.
+        world: Who pays whom in it.
+        directory: Its own.
+        outcomes: What was offered so far, and what came of it.
+    """
 
     endpoints: Endpoints
+    key_file: Path
     world: World
     directory: Path
     outcomes: list[Outcome] = field(default_factory=list)
@@ -160,7 +169,7 @@ class Bench:
         ) as (endpoints, key_file):
             world = await seed(endpoints, key_file, payers=payers, vendors=VENDORS, ledger=ledger)
             await self.rest(name, endpoints)
-            yield Measured(endpoints, world, directory)
+            yield Measured(endpoints, key_file, world, directory)
 
     async def vendors(self, endpoints: Endpoints, key_file: Path) -> World:
         """Register vendors on a stack, and nobody who pays."""

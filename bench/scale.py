@@ -174,7 +174,7 @@ class _Scale:
                 tokens=await sign_in(endpoints, key_file, owners),
                 opening=people.opening(paid=False),
             )
-            measured = Measured(endpoints, world, directory)
+            measured = Measured(endpoints, key_file, world, directory)
             await self._at_size(measured, engine, people, FEW, 0)
             statements = await queries.statements_of_audit(engine)
 

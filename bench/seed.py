@@ -117,7 +117,8 @@ async def seed(
         await _until(lambda: _knows_sites(engines["fraud"], vendors), "fraud")
         if ledger:
             await _until(lambda: _has_wallets(engines["payment"], shops + people), "payment")
-            await _top_up(engines["payment"], people)
+            owners = [person.user_id for person in people]
+            await _move(engines["payment"], owners, Purpose.TOP_UP, None, Bucket.ONLINE, MONEY_EACH)
         return World(
             [person.user_id for person in people],
             await _sign_in(engines["user"], KeyRing.read(key_file), people),
@@ -131,11 +132,13 @@ async def seed(
             await engine.dispose()
 
 
-async def sign_in(endpoints: Endpoints, key_file: Path, owners: Sequence[UUID]) -> list[str]:
-    """An access token for each payer, whom nobody but the ledger need know."""
+async def sign_in(
+    endpoints: Endpoints, key_file: Path, owners: Sequence[UUID], role: Role = Role.USER
+) -> list[str]:
+    """An access token for each owner, whom nobody but the ledger need know."""
     engine = sql.create_engine(endpoints.services["user"].database_url)
     try:
-        people = [_account(Role.USER, owner) for owner in owners]
+        people = [_account(role, owner) for owner in owners]
         return await _sign_in(engine, KeyRing.read(key_file), people)
     finally:
         await engine.dispose()
@@ -219,7 +222,24 @@ async def _has_wallets(engine: AsyncEngine, accounts: Sequence[User]) -> bool:
     return True
 
 
-async def _top_up(engine: AsyncEngine, people: Sequence[User]) -> None:
+async def set_aside(endpoints: Endpoints, owners: Sequence[UUID], amount: int) -> None:
+    """Move part of everybody's money to where offline codes are paid from."""
+    engine = sql.create_engine(endpoints.services["payment"].database_url)
+    try:
+        await _move(engine, owners, Purpose.MOVE_BALANCE, Bucket.ONLINE, Bucket.OFFLINE, amount)
+    finally:
+        await engine.dispose()
+
+
+async def _move(
+    engine: AsyncEngine,
+    owners: Sequence[UUID],
+    amount: int,
+    *,
+    purpose: Purpose,
+    source: Bucket | None,
+    target: Bucket,
+) -> None:
     async def no_assessment(_: object) -> None:
         return None
 
@@ -231,22 +251,22 @@ async def _top_up(engine: AsyncEngine, people: Sequence[User]) -> None:
         now=lambda: datetime.now(UTC),
         new_id=uuid7,
         size_max=256,
-        queue_max=len(people),
+        queue_max=len(owners),
     )
     operator = uuid4()
     commands = [
         MoveFunds(
-            request=_request_of(operator),
+            request=_request_of(operator if source is None else owner),
             transfer_id=uuid7(),
-            wallet=WalletKey(person.user_id, CURRENCY),
-            purpose=Purpose.TOP_UP,
-            source=None,
-            target=Bucket.ONLINE,
-            amount=Money(MONEY_EACH, CURRENCY),
+            wallet=WalletKey(owner, CURRENCY),
+            purpose=purpose,
+            source=source,
+            target=target,
+            amount=Money(amount, CURRENCY),
             reference="bench",
-            actor=names.user_name(operator),
+            actor=names.user_name(operator if source is None else owner),
         )
-        for person in people
+        for owner in owners
     ]
     running = asyncio.create_task(group.run())
     try:
