@@ -14,7 +14,7 @@ from sqlalchemy.engine import make_url
 from bench import noted, pgbench, stack, statements, sysbench
 from bench.figures import Figures, figures, overload, sizes
 from bench.load import Stretch
-from bench.measured import IN_FLIGHT, WARM_UP_SECONDS, Bench, Measured
+from bench.measured import IN_FLIGHT, REFERENCE_PAYERS, WARM_UP_SECONDS, Bench, Measured
 from bench.stack import NEVER_EMPTY, Variant
 from cli import databases, mariadb
 
@@ -31,6 +31,7 @@ class References:
         bench: The run.
         seconds: For how long each is measured.
         warm_up_seconds: For how long it runs before that.
+        payers: How many share a load.
 
     Attributes:
         found: By name, a second; None for what was not measured.
@@ -38,11 +39,17 @@ class References:
     """
 
     def __init__(
-        self, bench: Bench, *, seconds: float, warm_up_seconds: float = WARM_UP_SECONDS
+        self,
+        bench: Bench,
+        *,
+        seconds: float,
+        warm_up_seconds: float = WARM_UP_SECONDS,
+        payers: int = REFERENCE_PAYERS,
     ) -> None:
         self._bench = bench
         self._seconds = seconds
         self._warm_up_seconds = warm_up_seconds
+        self._payers = payers
         self.found: dict[str, float | None] = dict.fromkeys(
             (
                 "capacity_per_second",
@@ -57,7 +64,9 @@ class References:
         """The same payments, closed loop. Answers how many a second."""
         bench = self._bench
         bench.say("capacity: the same payments, closed loop")
-        async with bench.stack("capacity", Variant(variables=NEVER_EMPTY)) as measured:
+        async with bench.stack(
+            "capacity", Variant(variables=NEVER_EMPTY), payers=self._payers
+        ) as measured:
             found = await self._closed_loop("capacity_per_second", measured)
             checked = await bench.checked("capacity", measured)
         self.details["capacity_per_second"]["group_size"] = sizes(
@@ -84,7 +93,7 @@ class References:
         bench = self._bench
         bench.say("reference: the same code, one payment in a group")
         one = Variant("bench.unpaced", {**NEVER_EMPTY, "GROUP_SIZE_MAX": "1"})
-        async with bench.stack("groups of one", one) as measured:
+        async with bench.stack("groups of one", one, payers=self._payers) as measured:
             await self._closed_loop("groups_of_one_per_second", measured)
             checked = await bench.checked("groups of one", measured)
         largest = max(checked.group_sizes(measured.outcomes[0].request_ids), default=0)
@@ -101,7 +110,7 @@ class References:
         bench = self._bench
         bench.say("reference: an empty call through the same gateway")
         echo = Variant("bench.echo", NEVER_EMPTY)
-        async with bench.stack("echo", echo, ledger=False) as measured:
+        async with bench.stack("echo", echo, payers=self._payers, ledger=False) as measured:
             admin = measured.endpoints.envoy_admin
             before = await asyncio.to_thread(stack.answers_passed, admin)
             found = await self._closed_loop("echo_per_second", measured)

@@ -283,11 +283,12 @@ class _Scale:
         share = f"{1 / hot_every + (1 - 1 / hot_every) / VENDORS:.0%} to one vendor"
         name = f"{processes} payment process{'es' * (processes > 1)}, {share}"
         bench.say(name)
+        seconds = min(_CLOSED_SECONDS, options.seconds)
         stretches = [
             Stretch("warm-up", WARM_UP_SECONDS, in_flight=IN_FLIGHT),
-            Stretch("capacity", _CLOSED_SECONDS, in_flight=IN_FLIGHT),
+            Stretch("capacity", seconds, in_flight=IN_FLIGHT),
             Stretch("pause", WARM_UP_SECONDS),
-            Stretch("at the rate", _CLOSED_SECONDS, rate=options.rate),
+            Stretch("at the rate", seconds, rate=options.rate),
         ]
         payers = payers_needed(options.rate, 1)
         variant = Variant(variables=NEVER_EMPTY)

@@ -118,7 +118,14 @@ async def seed(
         if ledger:
             await _until(lambda: _has_wallets(engines["payment"], shops + people), "payment")
             owners = [person.user_id for person in people]
-            await _move(engines["payment"], owners, Purpose.TOP_UP, None, Bucket.ONLINE, MONEY_EACH)
+            await _move(
+                engines["payment"],
+                owners,
+                MONEY_EACH,
+                purpose=Purpose.TOP_UP,
+                source=None,
+                target=Bucket.ONLINE,
+            )
         return World(
             [person.user_id for person in people],
             await _sign_in(engines["user"], KeyRing.read(key_file), people),
@@ -226,7 +233,14 @@ async def set_aside(endpoints: Endpoints, owners: Sequence[UUID], amount: int) -
     """Move part of everybody's money to where offline codes are paid from."""
     engine = sql.create_engine(endpoints.services["payment"].database_url)
     try:
-        await _move(engine, owners, Purpose.MOVE_BALANCE, Bucket.ONLINE, Bucket.OFFLINE, amount)
+        await _move(
+            engine,
+            owners,
+            amount,
+            purpose=Purpose.MOVE_BALANCE,
+            source=Bucket.ONLINE,
+            target=Bucket.OFFLINE,
+        )
     finally:
         await engine.dispose()
 
