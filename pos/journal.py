@@ -40,6 +40,7 @@ MIGRATIONS: tuple[str, ...] = (
         is_received INTEGER NOT NULL DEFAULT 0
     );
     CREATE INDEX entries_spent ON entries (spent_mark);
+    CREATE INDEX entries_items ON entries (item_id);
     CREATE INDEX entries_unreceived ON entries (is_received, sequence);
     CREATE TABLE uploads (
         request_id TEXT PRIMARY KEY,
@@ -287,18 +288,21 @@ class Journal:
 
     def save_results(
         self, results: Iterable[tuple[str, str, str, str, int]], batch: str, *, done: bool
-    ) -> None:
-        """Store what the server says of items: (item id, state, reason, detail, returned)."""
+    ) -> list[Sale]:
+        """Store what the server says of items: (item id, state, reason, detail, returned). Answers those with news."""
+        news = []
         with self._database:
-            self._database.executemany(
-                "UPDATE entries SET state = ?, reason = ?, detail = ?, returned = ? WHERE item_id = ?",
-                [
-                    (state, reason, detail, returned, item_id)
-                    for item_id, state, reason, detail, returned in results
-                ],
-            )
+            for item_id, state, reason, detail, returned in results:
+                changed = self._database.execute(
+                    "UPDATE entries SET state = ?, reason = ?, detail = ?, returned = ? "
+                    "WHERE item_id = ? AND (state <> ? OR reason <> ?)",
+                    (state, reason, detail, returned, item_id, state, reason),
+                )
+                if changed.rowcount:
+                    news.append(item_id)
             if done:
                 self._database.execute("UPDATE uploads SET is_done = 1 WHERE batch = ?", (batch,))
+        return [sale for item_id in news for sale in self._sales("item_id = ?", item_id)]
 
     def backup(self, file: Path) -> None:
         """A whole copy of the database, taken while it may be in use."""
@@ -324,7 +328,7 @@ class Journal:
                 entries.append((sequence, found[0]))
         return Upload(request_id, "", tuple(entries))
 
-    def _sales(self, condition: str) -> list[Sale]:
+    def _sales(self, condition: str, *values: object) -> list[Sale]:
         query = (
             "SELECT sequence, sealed, is_received, state, reason, detail, returned FROM entries "  # noqa: S608
             f"WHERE {condition} ORDER BY sequence"
@@ -338,7 +342,7 @@ class Journal:
             reason,
             detail,
             returned,
-        ) in self._database.execute(query):
+        ) in self._database.execute(query, values):
             entry = self._entry(sequence, sealed)
             if entry is None:
                 continue

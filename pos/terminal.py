@@ -450,14 +450,10 @@ class Terminal:
         settled = {States.STATE_SETTLED, States.STATE_REFUSED}
         done = final and all(item.state in settled for item in items)
         async with self._turn:
-            before = {sale.item_id: sale for sale in self._journal.sales()}
-            self._journal.save_results(results, batch, done=done)
-            after = {sale.item_id: sale for sale in self._journal.sales()}
-        for item_id, *_ in results:
-            sale = after.get(item_id)
-            if sale is not None and sale != before.get(item_id):
-                report.items.append(sale)
-                progress(sale.reason, sale)
+            news = self._journal.save_results(results, batch, done=done)
+        for sale in news:
+            report.items.append(sale)
+            progress(sale.reason, sale)
 
     async def mark_moved(self) -> None:
         """The journal goes on elsewhere: this installation takes no code any more."""

@@ -130,6 +130,17 @@ async def bank(
 
 
 @pytest.fixture
+async def market(
+    tls_for: Callable[[str], Tls], valkey_url: str, database_url: DatabaseUrl, tmp_path: Path
+) -> AsyncIterator[Any]:
+    """An offline service over a real payment service, on either database. The laws must hold in the end."""
+    from tests.offline_stack import offline_stack
+
+    async with offline_stack(tls_for, valkey_url, database_url, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
 def sqlite_url(sqlite_templates: Path, tmp_path: Path) -> DatabaseUrl:
     """Fresh SQLite databases only, for tests of what the database has no part in."""
     return lambda service: _sqlite_database(sqlite_templates, tmp_path, service)

@@ -8,7 +8,7 @@ import json
 import secrets
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from unittest.mock import patch
 from uuid import UUID, uuid4
 
@@ -115,7 +115,9 @@ class Payer:
         return list((await self.codes.ListCodes(request)).codes)
 
     async def state_of(self, issued):
-        (found,) = [each for each in await self.list(page_size=200) if each.name == issued.code.name]
+        (found,) = [
+            each for each in await self.list(page_size=200) if each.name == issued.code.name
+        ]
         return found
 
     async def revoke(self, *issued):
@@ -177,7 +179,7 @@ class Terminal:
         return answer.bundle
 
     def entry(self, body, *, at=None, sequence=None, previous=None, **changes):
-        """The next entry of the journal, signed; `sequence` and `previous` of another place leave the journal as it is."""
+        """The next entry of the journal, signed; with `sequence` or `previous` given, the journal stays as it is."""
         usual = sequence is None and previous is None
         now = at or self.stack.clock()
         fields = {
@@ -297,7 +299,7 @@ class OfflineStack:
         server = OfflineServer(
             replace(self.settings, **changes),
             now=self.clock,
-            new_serial=lambda: self.new_serial(),
+            new_serial=self._serial,
         )
         try:
             port = await server.start()
@@ -313,6 +315,9 @@ class OfflineStack:
             assert [task for task in server.background if task.done()] == []
         finally:
             await server.stop()
+
+    def _serial(self):
+        return self.new_serial()
 
     async def a_payer(self, minor_units=2_000_00, *, role="USER"):
         """Somebody with so much in their offline balance."""
@@ -330,18 +335,14 @@ class OfflineStack:
 
     def describe(self, vendor, *, active=True, version=1):
         state = user_pb2.User.STATE_ACTIVE if active else user_pb2.User.STATE_SUSPENDED
-        account = an_account(
-            vendor.name, role=access_pb2.ROLE_VENDOR, state=state, version=version
-        )
+        account = an_account(vendor.name, role=access_pb2.ROLE_VENDOR, state=state, version=version)
         self.user.knows(account)
         return account
 
     async def set_active(self, vendor, *, active):
         """Suspend or reinstate a vendor, here only: payment is not told."""
         account = self.describe(vendor, active=active, version=next(self._versions))
-        changed = event_pb2.UserChanged(
-            change=event_pb2.UserChanged.CHANGE_SUSPENDED, user=account
-        )
+        changed = event_pb2.UserChanged(change=event_pb2.UserChanged.CHANGE_SUSPENDED, user=account)
         await publish(self.redis, an_event("user", vendor.name, user_changed=changed))
         vendors = tables.vendors
         await self.until(
@@ -404,10 +405,14 @@ class OfflineStack:
 
 
 @asynccontextmanager
-async def offline_stack(tls_for, redis_url, database_url, kek_file, **changes):
-    """An offline service and a real payment service. At the end the laws must hold, whatever happened."""
+async def offline_stack(tls_for, redis_url, database_url, directory, **changes):
+    """An offline service and a real payment service. At the end the laws must hold, whatever happened.
+
+    `changes` are to the offline service's settings.
+    """
     async with AsyncExitStack() as stack:
-        # What live codes may be worth is ours to say here; payment's own cap would be in the way of a backlog.
+        kek_file = directory / "kek"
+        kek_file.write_text(base64.b64encode(secrets.token_bytes(32)).decode())
         bank = await stack.enter_async_context(
             payment_stack(tls_for, redis_url, database_url("payment"))
         )
@@ -434,9 +439,3 @@ async def offline_stack(tls_for, redis_url, database_url, kek_file, **changes):
         running.first = await stack.enter_async_context(running.replica())
         running.admin = running.caller(names.user_name(UUID(int=99)), "ADMIN")
         yield running
-
-
-def a_day(count=1):
-    return timedelta(days=count)
-
-

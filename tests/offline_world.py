@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.engine import make_url
 from uuid_utils.compat import uuid7
 
-from cli.demo.client import Gateway, Operator
+from cli.demo.client import ApiError, Gateway, Operator
 from pos.platform import Platform
 from protocol import signed
 from tallystick.offline.v1 import journal_pb2, offline_pb2, terminal_sync_service_pb2
@@ -172,7 +172,7 @@ class World:
         person = await self.person()
 
         async def has_wallet():
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(ApiError):
                 return await self.operator.top_up(person.wallet_name, inr(5_000_00), "counter")
 
         await eventually(has_wallet)

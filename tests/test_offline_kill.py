@@ -12,6 +12,7 @@ import pytest
 
 from cli import audit
 from cli.demo.client import ApiError
+from pos.errors import PosError
 from pos.terminal import enroll
 from tallystick.offline.v1 import offline_pb2
 from tests import offline_world
@@ -22,6 +23,8 @@ ROOT = Path(__file__).parents[1]
 VALUE = 10_00
 CODES = 2
 SERVICES = ("offline", "payment", "envoy", "valkey")
+# A vendor may have 100 terminals, and each run has a new one.
+RUNS_PER_SHOP = 50
 # A till takes half a second to start and less to sell and sync: the kills fall on every part of it.
 LATEST_KILL_SECONDS = 1.2
 
@@ -33,11 +36,12 @@ class Runs:
         self.world = world
         self.directory = directory
         self.taken = {}
-        self.shop = None
+        self.shops = []
         self.payers = []
 
-    async def prepare(self):
-        self.shop = await self.world.person(vendor=True)
+    async def prepare(self, count):
+        shops = range(-(-count // RUNS_PER_SHOP))
+        self.shops = [await self.world.person(vendor=True) for _ in shops]
         self.payers = [await self.world.payer() for _ in range(2)]
 
     async def run(self, seed):
@@ -72,7 +76,7 @@ class Runs:
 
         async def issued():
             # Issued while services come back: asked again, with another id, until they are.
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(ApiError, PosError):
                 return await self.world.codes(payer, *[VALUE] * CODES)
 
         codes = await eventually(issued, seconds=30)
@@ -81,14 +85,13 @@ class Runs:
         return codes
 
     async def till(self, seed):
-        """A till enrolled before; a new one now and then."""
-        directory = self.directory / f"till-{seed // 10}-{seed}"
-        world = self.world
+        directory = self.directory / f"till-{seed}"
+        world, shop = self.world, self.shops[seed % len(self.shops)]
 
         async def enrolled():
-            with contextlib.suppress(Exception):
-                (site,) = await self.shop.client.sites()
-                vendor = await world.platform.sign_in_vendor(self.shop.username, self.shop.password)
+            with contextlib.suppress(ApiError, PosError):
+                (site,) = await shop.client.sites()
+                vendor = await world.platform.sign_in_vendor(shop.username, shop.password)
                 return await enroll(
                     directory, world.platform, vendor, site=site.name, display_name="Till"
                 )
@@ -112,8 +115,9 @@ class Runs:
         """Payments settled = codes taken; none lost, none twice; the laws hold."""
 
         async def is_whole():
-            with contextlib.suppress(Exception):
-                return (await self.world.balances(self.shop))[0] == sum(self.taken.values())
+            with contextlib.suppress(ApiError, PosError):
+                paid = [(await self.world.balances(shop))[0] for shop in self.shops]
+                return sum(paid) == sum(self.taken.values())
 
         await eventually(is_whole, seconds=30)
         sold = [item async for item in self.items()]
@@ -141,7 +145,7 @@ async def hold(directory, seeds):
         async with offline_world.visiting(stack) as world:
             runs = Runs(world, directory / "tills")
             runs.directory.mkdir()
-            await runs.prepare()
+            await runs.prepare(len(seeds))
             for seed in seeds:
                 await runs.run(seed)
             await runs.check()

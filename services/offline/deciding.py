@@ -201,7 +201,12 @@ class Deciding:
 def _spending(entry: Entry, code: Code, verdict: Verdict) -> Entry:
     spend = Spend(code.code_id, code.owner_id, code.value.minor_units, code.issue_time)
     return replace(
-        entry, reason=verdict.reason, detail=verdict.detail, work=Work.SETTLE, spend=spend
+        entry,
+        hold=verdict.reason,
+        reason=verdict.reason,
+        detail=verdict.detail,
+        work=Work.SETTLE,
+        spend=spend,
     )
 
 

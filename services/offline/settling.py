@@ -196,7 +196,7 @@ def _payment(entry: Entry) -> settlement.OfflinePayment:
     message = settlement.OfflinePayment.FromString(entry.facts)
     message.payment = names.payment_name(entry.entry_id)
     message.reservation = names.reservation_name(entry.spend.code_id)
-    message.hold_reason = entry.reason.name if entry.reason is not Reason.NONE else ""
+    message.hold_reason = "" if entry.hold is Reason.NONE else entry.hold.name
     # The terminal's clock may be behind ours by what it may be.
     age = max(entry.record_time - entry.spend.issue_time, timedelta())
     message.code_age.FromTimedelta(age)

@@ -142,6 +142,7 @@ def upgrade() -> None:
         sa.Column("doubt_detail", sa.String(200), nullable=False),
         sa.Column("facts", sql.blob(), nullable=False),
         sa.Column("state", sa.SmallInteger, nullable=False),
+        sa.Column("hold", sa.SmallInteger, nullable=False),
         sa.Column("reason", sa.SmallInteger, nullable=False),
         sa.Column("detail", sa.String(200), nullable=False),
         sa.Column("liability", sa.SmallInteger, nullable=False),

@@ -117,7 +117,8 @@ class Entry:
         doubt_detail: That, in words.
         facts: What payment is told of it: a serialized `payment.v1.OfflinePayment`, as far as it is known on arrival.
         state: Where it stands.
-        reason: Why; while its money is being settled, why it will be held.
+        hold: Why payment was told to hold the money; NONE for no reason.
+        reason: Why it stands there; while its money is being settled, why that will be held.
         detail: That, in words.
         liability: Who bears the loss.
         decide_time: When it got its present result.
@@ -145,6 +146,7 @@ class Entry:
     doubt_detail: str = ""
     facts: bytes = b""
     state: State = State.NO_SALE
+    hold: Reason = Reason.NONE
     reason: Reason = Reason.NONE
     detail: str = ""
     liability: Liability = Liability.UNKNOWN

@@ -161,6 +161,7 @@ async def insert_entries(connection: AsyncConnection, new: Sequence[Entry]) -> N
             "doubt_detail": entry.doubt_detail,
             "facts": entry.facts,
             "state": int(entry.state),
+            "hold": int(entry.hold),
             "reason": int(entry.reason),
             "detail": entry.detail,
             "liability": int(entry.liability),
@@ -333,20 +334,19 @@ async def set_verdicts(
     for entry_id, verdict in decided:
         groups[verdict].append(entry_id)
     for verdict, entry_ids in groups.items():
-        statement = (
-            sa.update(entries)
-            .where(entries.c.entry_id.in_(entry_ids))
-            .values(
-                state=int(verdict.state),
-                reason=int(verdict.reason),
-                detail=verdict.detail,
-                liability=int(verdict.liability),
-                decide_time=decide_time,
-                work=int(work),
-                due_time=due_time,
-                attempts=0,
-            )
-        )
+        values = {
+            "state": int(verdict.state),
+            "reason": int(verdict.reason),
+            "detail": verdict.detail,
+            "liability": int(verdict.liability),
+            "decide_time": decide_time,
+            "work": int(work),
+            "due_time": due_time,
+            "attempts": 0,
+        }
+        if work is Work.SETTLE:
+            values["hold"] = int(verdict.reason)
+        statement = sa.update(entries).where(entries.c.entry_id.in_(entry_ids)).values(values)
         await connection.execute(statement)
 
 
@@ -396,6 +396,7 @@ def _entry(row: sa.Row[Any], spend: Spend | None) -> Entry:
         doubt_detail=row.doubt_detail,
         facts=bytes(row.facts),
         state=State(row.state),
+        hold=Reason(row.hold),
         reason=Reason(row.reason),
         detail=row.detail,
         liability=Liability(row.liability),

@@ -177,6 +177,8 @@ entries = sa.Table(
     sa.Column("doubt_detail", _WORDS, nullable=False),
     sa.Column("facts", sql.blob(), nullable=False),
     sa.Column("state", sa.SmallInteger, nullable=False),
+    # Why payment is told to hold the money: part of what it is asked, the same every time.
+    sa.Column("hold", sa.SmallInteger, nullable=False),
     sa.Column("reason", sa.SmallInteger, nullable=False),
     sa.Column("detail", _WORDS, nullable=False),
     sa.Column("liability", sa.SmallInteger, nullable=False),
