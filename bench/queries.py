@@ -102,8 +102,11 @@ async def plans(engine: AsyncEngine, statements: dict[str, Any]) -> list[dict[st
                         {name: step[name] for name in ("table", "type", "key", "rows")}
                         for step in shown
                     ],
-                    "reads_whole_table": any(
-                        step["type"] in _WHOLE and "LIMIT" not in text for step in shown
+                    "reads_whole_table": "LIMIT" not in text
+                    and any(
+                        # What stands in brackets is a list of ids, or a result on the way.
+                        step["type"] in _WHOLE and not step["table"].startswith("<")
+                        for step in shown
                     ),
                 }
             )
