@@ -114,6 +114,7 @@ class _Scale:
         self._sizes: list[_Size] = []
         self._load_seconds: dict[str, float] = {}
         self._plans: list[dict[str, Any]] = []
+        self._bytes: dict[str, int] = {}
         self._soak: dict[str, Any] | None = None
 
     async def measure(self) -> dict[str, Any]:
@@ -130,6 +131,7 @@ class _Scale:
             "p95_ratio": _ratio(large["latency_ms"]["p95"], small["latency_ms"]["p95"]),
             "cpu_ratio": _ratio(_cpu(last.figures), _cpu(first.figures)),
             "audit_plans": self._plans,
+            "bytes_per_payment": self._bytes,
             "replicas": replicas,
             "soak": self._soak,
             "load_seconds": self._load_seconds,
@@ -181,7 +183,9 @@ class _Scale:
             await self._loaded(f"{people.wallets:,} wallets", people.add_others(engine))
             await self._at_size(measured, engine, people, people.wallets, 0)
             if people.payments:
+                before = await queries.bytes_by_table(engine)
                 await self._loaded(f"{people.payments:,} payments", people.add_payments(engine))
+                await self._weigh(engine, before, people.payments)
                 measured.world = replace(world, opening=people.opening(paid=True))
                 await self._at_size(measured, engine, people, people.wallets, people.payments)
             self._plans = await queries.plans(engine, statements)
@@ -191,6 +195,19 @@ class _Scale:
             found = await books.check(measured.ledger_url, told, measured.world, since=since)
             bench.note_books("sizes", found)
             await self._check_others(engine, people, measured)
+
+    async def _weigh(self, engine: AsyncEngine, before: Mapping[str, int], payments: int) -> None:
+        """Bytes one payment takes in every table: rows made here by their tables, events by those of the load."""
+        after = await queries.bytes_by_table(engine)
+        grown = {
+            name: round((after[name] - before[name]) / payments)
+            for name in ("payments", "transfers", "requests")
+        }
+        paid = sum(size.figures.accepted for size in self._sizes)
+        # The warm-ups paid as well.
+        paid = round(paid * (self._options.seconds + WARM_UP_SECONDS) / self._options.seconds)
+        events = await queries.event_bytes(engine)
+        self._bytes = {**grown, "event_log": round(events / max(1, paid))}
 
     async def _loaded(self, what: str, loading: Any) -> None:
         self._bench.say(f"loading: {what}")
@@ -417,6 +434,13 @@ def _show(found: Mapping[str, Any], console: Console) -> None:
         cells = (size["queries"][name] for size in found["sizes"])
         rows.add_row(name, *(f"{cell['rows_examined']:,} ({cell['ms']:.1f})" for cell in cells))
     console.print(rows)
+
+    if found["bytes_per_payment"]:
+        rows = report.table("bytes a payment takes, indexes included", "")
+        for name, size in found["bytes_per_payment"].items():
+            rows.add_row(name, f"{size:,}")
+        rows.add_row("all", f"{sum(found['bytes_per_payment'].values()):,}", style="bold")
+        console.print(rows)
 
     rows = report.table(
         "closed loop, then the rate", "capacity /s", "payment CPU µs", "p95 ms at the rate"
