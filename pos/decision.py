@@ -19,6 +19,8 @@ from protocol.voucher import Spend, VoucherInvalid
 
 # How far the clock of a payer's device may be off.
 SIGN_TOLERANCE = timedelta(minutes=10)
+# Minor units travel as 64-bit integers.
+AMOUNT_MAX = (1 << 63) - 1
 
 
 class Refusal(enum.Enum):
@@ -220,12 +222,15 @@ def _examine(
     seen: _Seen,
 ) -> tuple[Warning, ...]:
     terms = _may_look(situation)
-    if minor_units <= 0:
-        raise _No(Refusal.AMOUNT_INVALID, "The amount must be above zero.")
+    if not 0 < minor_units <= AMOUNT_MAX:
+        raise _No(Refusal.AMOUNT_INVALID, "The amount must be above zero, and one that can be.")
     record, seen.symbols = _read(shown, minor_units, currency, situation, terms)
     key = terms.keys.get(record.keyset)
     if key is None:
-        raise _No(Refusal.KEYSET_UNKNOWN, "This code was made with a key nobody knows.")
+        raise _No(
+            Refusal.KEYSET_UNKNOWN,
+            "This code was made with a key this terminal does not have. Sync, then try again.",
+        )
     if situation.now >= codes.expire_time(key.epoch_time, record.expiry_day):
         raise _No(Refusal.EXPIRED, "This code has expired.")
     seen.value = _value(shown, record, currency, terms)

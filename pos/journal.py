@@ -7,6 +7,7 @@ What was changed, removed or put elsewhere afterwards is found when the journal 
 from __future__ import annotations
 
 import hmac
+import itertools
 import json
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -143,7 +144,12 @@ class Journal:
     def head(self) -> tuple[int, bytes]:
         """Number and hash of the newest entry; 0 and zeros for none."""
         kept = self.kept("head")
-        return (0, signed.GENESIS) if kept is None else (int.from_bytes(kept[:8], "big"), kept[8:])
+        if kept is not None:
+            return int.from_bytes(kept[:8], "big"), kept[8:]
+        # There is none yet, or it was tampered with, which `flaws` says: a terminal goes on behind what there is.
+        query = "SELECT sequence, entry_hash FROM entries ORDER BY sequence DESC LIMIT 1"
+        last: tuple[int, bytes] | None = self._database.execute(query).fetchone()
+        return (0, signed.GENESIS) if last is None else last
 
     def append(self, entry: Entry, *, symbols: str = "", lockout: Lockout | None = None) -> Entry:
         """Number, chain, sign and store an entry, with the ladder after it. Durable when it returns."""
@@ -208,12 +214,12 @@ class Journal:
         with self._database:
             self._database.execute("DELETE FROM kept WHERE name = ?", (name,))
 
-    def last_record_time(self) -> datetime | None:
-        """When the newest readable entry was written."""
+    def last_entry(self) -> Entry | None:
+        """The newest readable entry."""
         for row in self._database.execute("SELECT sequence, sealed FROM entries ORDER BY 1 DESC"):
             entry = self._entry(*row)
             if entry is not None:
-                return entry[1].record_time.ToDatetime(UTC)
+                return entry[1]
         return None
 
     def sales(self) -> list[Sale]:
@@ -234,11 +240,11 @@ class Journal:
         """Put the oldest entries that were never sent into an upload; None when there are none."""
         query = (
             "SELECT sequence FROM entries WHERE is_received = 0 AND upload_id IS NULL "
-            "ORDER BY sequence LIMIT ?"
+            "ORDER BY sequence"
         )
-        sequences = [row[0] for row in self._database.execute(query, (size,))]
         broken = {flaw.sequence for flaw in self.flaws}
-        sequences = [sequence for sequence in sequences if sequence not in broken]
+        waiting = (row[0] for row in self._database.execute(query) if row[0] not in broken)
+        sequences = list(itertools.islice(waiting, size))
         if not sequences:
             return None
         with self._database:
@@ -399,8 +405,10 @@ class Journal:
             if entry.sequence != sequence or not chained:
                 flaws.append(JournalFlaw(sequence, "is not what the entry before leads to"))
             previous = signed.entry_hash(found[0].content)
+        if expected > 1 and self.kept("head") is None:
+            flaws.append(JournalFlaw(expected - 1, "may not be the last: the record of it is gone"))
         head, _ = self.head
-        return flaws + _missing(expected, head + 1)
+        return flaws + (_missing(expected, head + 1) if head >= expected else [])
 
     def _mark(self, symbols: str) -> bytes:
         return hmac.digest(self._mark_secret, symbols.encode(), sha256)[:16]

@@ -6,15 +6,17 @@ import argparse
 import asyncio
 import getpass
 import json
+import re
+import sqlite3
 import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 from pos import transfer
-from pos.decision import Typed, VoucherShown
+from pos.decision import AMOUNT_MAX, Typed, VoucherShown
 from pos.errors import PosError
 from pos.journal import Sale
 from pos.platform import Platform, SignedIn
@@ -23,6 +25,10 @@ from protocol import voucher
 
 # Minor unit digits of currencies that have other than two (ISO 4217).
 _DIGITS = {"JPY": 0, "KRW": 0, "UGX": 0, "XAF": 0, "XOF": 0, "BHD": 3, "KWD": 3, "TND": 3}
+# Commas only where groups of digits end, as in 1,234,567 and 12,34,567: who writes 1,50 for 1.50 must not charge 150.
+_AMOUNT = re.compile(
+    r"(?P<whole>[0-9]{0,20}|[0-9]{1,3}(,[0-9]{2,3}){0,6},[0-9]{3})(\.(?P<fraction>[0-9]*))?"
+)
 _DONE, _REFUSED = 0, 1
 
 
@@ -41,6 +47,10 @@ def run(options: argparse.Namespace) -> int:
         said = asyncio.run(_COMMANDS[options.pos_command](options))
     except PosError as error:
         said = _Said(_REFUSED, [str(error)], {"reason": error.reason, "message": str(error)})
+    except (OSError, sqlite3.Error) as error:
+        # A file that is not there, a disk that is full. What was not on disk was not approved.
+        message = f"{error}. Nothing more was done."
+        said = _Said(_REFUSED, [message], {"reason": "STORAGE_FAILED", "message": message})
     if options.json:
         print("\n".join(said.words), file=sys.stderr)
         print(json.dumps(said.answer))
@@ -211,14 +221,16 @@ def parse_amount(text: str, currency: str) -> int:
         PosError: AMOUNT_INVALID.
     """
     digits = _DIGITS.get(currency, 2)
-    try:
-        exact = Decimal(text.replace(",", "")).scaleb(digits)
-    except InvalidOperation:
-        exact = Decimal("NaN")
-    if not exact.is_finite() or exact != exact.to_integral_value() or exact <= 0:
-        message = f"{text!r} is no amount of {currency}. Give one such as 120.50."
+    written = _AMOUNT.fullmatch(text.strip())
+    minor_units = 0
+    if written is not None and len(fraction := written["fraction"] or "") <= digits:
+        minor_units = int(written["whole"].replace(",", "") + fraction.ljust(digits, "0") or "0")
+    if not 0 < minor_units <= AMOUNT_MAX:
+        message = (
+            f"{text!r} is no amount of {currency}. Give one such as {amount_text(12050, currency)}."
+        )
         raise PosError("AMOUNT_INVALID", message)
-    return int(exact)
+    return minor_units
 
 
 def amount_text(minor_units: int, currency: str) -> str:

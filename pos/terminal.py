@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from uuid import UUID, uuid4
 
+import protovalidate
 from uuid_utils.compat import uuid7
 
 from pos import lockout as ladder
-from pos.clock import TrustedClock
+from pos.clock import TrustedClock, seconds_since_boot
 from pos.decision import (
     GUESSES,
     Decision,
@@ -118,12 +119,19 @@ class Terminal:
         self._terms: Terms | None = None
         kept = journal.kept(_BUNDLE)
         if kept is not None:
-            self._terms = self._read(kept)
-        last = journal.last_record_time()
-        if last is not None:
-            clock.raise_floor(last)
-        if self._terms is not None:
+            # It was verified when it came, and nobody else can have sealed it. The key that signed it may be retired.
+            travelling = terminal_sync_service_pb2.SignedTrustBundle.FromString(kept)
+            bundle = terminal_sync_service_pb2.TrustBundle.FromString(travelling.content)
+            self._terms = read_terms(bundle)
             clock.raise_floor(self._terms.server_time)
+        last = journal.last_entry()
+        # An entry from before the newest bundle may have been dated by a clock that the server has corrected since.
+        if (
+            last is not None
+            and self._terms is not None
+            and last.bundle_version == self._terms.version
+        ):
+            clock.raise_floor(last.record_time.ToDatetime(UTC))
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -134,7 +142,7 @@ class Terminal:
         ca_file: Path | None = None,
         *,
         wall: Callable[[], datetime] = lambda: datetime.now(UTC),
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = seconds_since_boot,
         new_id: Callable[[], UUID] = uuid7,
         jitter: Callable[[], float] = random.random,
     ) -> AsyncIterator[Terminal]:
@@ -180,11 +188,15 @@ class Terminal:
             currency: ISO 4217.
             position: Degrees north and east, and metres, where the terminal knows it.
             reference: The vendor's words, at most 140 characters.
+
+        Raises:
+            PosError: SALE_INVALID, STORAGE_FAILED. Not approved, and not stored.
         """
         async with self._turn:
-            return await asyncio.to_thread(
-                self._accept, shown, minor_units, currency, position, reference
-            )
+            with _storage("The sale could not be stored, so it is not approved."):
+                return await asyncio.to_thread(
+                    self._accept, shown, minor_units, currency, position, reference
+                )
 
     def _accept(
         self,
@@ -236,13 +248,19 @@ class Terminal:
                     latitude=latitude, longitude=longitude, accuracy_meters=accuracy
                 )
             )
+        # What breaks the contract would be refused when the goods are long gone.
+        for violation in protovalidate.collect_violations(sale):
+            raise PosError("SALE_INVALID", f"Not approved: {violation.proto.message}.")
         entry = self._entry(now, wrong_codes=lockout.unreported)
         entry.sale.CopyFrom(sale)
         self._journal.append(entry, symbols=decision.symbols, lockout=ladder.forgiven())
         return replace(decision, item_id=item_id)
 
     def _entry(self, now: datetime, *, wrong_codes: int = 0) -> journal_pb2.Entry:
-        assert self._terms is not None
+        if self._terms is None:
+            raise PosError(
+                "NEVER_SYNCED", "This terminal has never synced. It needs the network once."
+            )
         entry = journal_pb2.Entry(
             version=1,
             terminal=self.identity.name,
@@ -289,19 +307,29 @@ class Terminal:
             PosError: UNREACHABLE, TERMINAL_REVOKED, …; what was done before it stays done.
         """
         async with self._syncing:
-            self._reached = False
-            who = vendor
-            if who is None:
-                who = await self._platform.sign_in(self.identity.name, self._key, self._clock())
-                assert who.server_time is not None
-                self._clock.learn(who.server_time)
-                await self._fetch_bundle(who)
-                progress("Codes and keys are current.", None)
-            report = Report()
-            await self._upload_all(who, report, progress)
-            await self._bring_results(who, report, progress)
+            try:
+                with _storage("The sync broke off."):
+                    report = await self._sync(progress, vendor)
+            except BaseException:
+                self._reached = False
+                raise
             self._reached = True
             return report
+
+    async def _sync(self, progress: Progress, vendor: SignedIn | None) -> Report:
+        who = vendor
+        if who is None:
+            who = await self._platform.sign_in(self.identity.name, self._key, self._clock())
+            assert who.server_time is not None
+            self._clock.learn(who.server_time)
+            if self._terms is not None:
+                self._clock.raise_floor(self._terms.server_time)
+            await self._fetch_bundle(who)
+            progress("Codes and keys are current.", None)
+        report = Report()
+        await self._upload_all(who, report, progress)
+        await self._bring_results(who, report, progress)
+        return report
 
     async def keep_synced(
         self,
@@ -323,45 +351,45 @@ class Terminal:
                 await asyncio.sleep(_SYNC_SECONDS * (0.5 + jitter() / 2))
 
     async def _fetch_bundle(self, who: SignedIn) -> None:
-        bundle = (await self._platform.trust_bundle(who)).SerializeToString()
-        terms = self._read(bundle)
-        if terms is None:
-            message = "The trust bundle is not signed by a key this terminal knows. Enrol it anew."
-            raise PosError("BUNDLE_UNTRUSTED", message)
-        self._clock.learn(terms.server_time)
+        travelling = await self._platform.trust_bundle(who)
+        terms = read_terms(_verified(travelling, self._issuer_keys, self.identity.name))
+        if self._terms is not None and terms.version < self._terms.version:
+            return  # from a replica that lags: what is here is newer
+        self._clock.raise_floor(terms.server_time)
         async with self._turn:
-            await asyncio.to_thread(self._journal.keep, _BUNDLE, bundle)
+            kept = travelling.SerializeToString()
+            await asyncio.to_thread(self._journal.keep, _BUNDLE, kept)
             self._terms = terms
 
-    def _read(self, kept: bytes) -> Terms | None:
-        """The terms of a bundle signed by a key that is known; None for another."""
-        known = {key_id: bytes.fromhex(key) for key_id, key in self.identity.issuer_keys.items()}
+    @property
+    def _issuer_keys(self) -> Mapping[str, bytes]:
+        """The newest bundle names the keys that the next one, and receipts, are signed with."""
         if self._terms is not None:
-            known.update(self._terms.issuer_keys)
-        travelling = terminal_sync_service_pb2.SignedTrustBundle.FromString(kept)
-        try:
-            bundle = signed.verify_bundle(travelling, known)
-        except (signed.SignatureWrong, signed.Unreadable):
-            return None
-        if bundle.terminal != self.identity.name:
-            return None
-        return read_terms(bundle)
+            return self._terms.issuer_keys
+        return {key_id: bytes.fromhex(key) for key_id, key in self.identity.issuer_keys.items()}
 
     async def _upload_all(self, who: SignedIn, report: Report, progress: Progress) -> None:
+        put_off: set[str] = set()
         while True:
             async with self._turn:
-                waiting = self._journal.open_uploads()
+                waiting = [
+                    upload
+                    for upload in self._journal.open_uploads()
+                    if upload.request_id not in put_off
+                ]
                 if not waiting:
                     fresh = self._journal.begin_upload(str(uuid4()), size=UPLOAD_SIZE)
                     waiting = [] if fresh is None else [fresh]
             if not waiting:
                 return
             for upload in waiting:
-                await self._upload(who, upload, report, progress)
+                if not await self._upload(who, upload, report, progress):
+                    put_off.add(upload.request_id)
 
     async def _upload(
         self, who: SignedIn, upload: Upload, report: Report, progress: Progress
-    ) -> None:
+    ) -> bool:
+        """Send an upload. False when it can only be sent again at another time."""
         request = terminal_sync_service_pb2.SubmitBatchRequest(
             request_id=upload.request_id,
             terminal=self.identity.name,
@@ -373,8 +401,10 @@ class Terminal:
             if error.reason not in {"FIELDS_INVALID", "INTERNAL", "REQUEST_ID_REUSED"}:
                 raise
             async with self._turn:
-                self._isolate(upload, error)
-            return
+                goes_on = self._isolate(upload, error)
+            if not goes_on:
+                progress(f"Entry {upload.entries[0][0]} is tried again at the next sync.", None)
+            return goes_on
         refused = {
             upload.entries[result.index][0]: (
                 offline_pb2.Reason.Name(result.refusal).removeprefix("REASON_"),
@@ -389,13 +419,20 @@ class Terminal:
             self._journal.receive(upload, answer.batch.name, receipt, refused)
         report.uploaded += len(upload.entries) - len(refused)
         progress(f"{len(upload.entries)} entries received by the platform.", None)
+        return True
 
-    def _isolate(self, upload: Upload, error: PosError) -> None:
-        """Something in an upload cannot be taken: halve it until it stands alone."""
+    def _isolate(self, upload: Upload, error: PosError) -> bool:
+        """Something in an upload cannot be taken: halve it until it stands alone. False when it does, and must wait."""
         if len(upload.entries) > 1:
             self._journal.split_upload(upload, [str(uuid4()), str(uuid4())])
+        elif error.reason == "REQUEST_ID_REUSED":
+            self._journal.split_upload(upload, [str(uuid4())])
+        elif error.reason == "INTERNAL" and upload.entries:
+            # The platform's fault, which may pass. A sale is never given up for it.
+            return False
         else:
             self._journal.give_up(upload, error.reason, str(error))
+        return True
 
     def _check_receipt(
         self,
@@ -403,18 +440,17 @@ class Terminal:
         answer: terminal_sync_service_pb2.SubmitBatchResponse,
         refused: Mapping[int, object],
     ) -> None:
-        issuer = dict(self._terms.issuer_keys) if self._terms is not None else {}
         taken = [(number, entry) for number, entry in upload.entries if number not in refused]
         hashes = [signed.entry_hash(entry.content) for _, entry in taken]
         try:
-            receipt = signed.verify_receipt(answer.receipt, issuer)
+            receipt = signed.verify_receipt(answer.receipt, self._issuer_keys)
         except (signed.SignatureWrong, signed.Unreadable) as error:
             raise PosError(
                 "RECEIPT_WRONG", "The receipt is not the platform's. Sync again."
             ) from error
-        if list(receipt.sequences) != [
-            number for number, _ in taken
-        ] or receipt.entries_hash != signed.receipt_hash(hashes):
+        said = (receipt.batch, receipt.terminal, list(receipt.sequences), receipt.entries_hash)
+        numbers = [number for number, _ in taken]
+        if said != (answer.batch.name, self.identity.name, numbers, signed.receipt_hash(hashes)):
             raise PosError("RECEIPT_WRONG", "The receipt is for other entries. Sync again.")
 
     async def _bring_results(self, who: SignedIn, report: Report, progress: Progress) -> None:
@@ -467,9 +503,33 @@ class Terminal:
     async def note_import(self, note: str) -> None:
         """Write down that the journal goes on here."""
         async with self._turn:
-            entry = self._entry(self._clock())
+            # Not by the wall clock: dated a year ahead by a wrong one, it would make every sale behind it implausible.
+            entry = self._entry(self._clock.floor or self._clock())
             entry.imported.note = note
-            self._journal.append(entry)
+            await asyncio.to_thread(self._journal.append, entry)
+
+
+@contextlib.contextmanager
+def _storage(consequence: str) -> Iterator[None]:
+    """The disk is full, gone or broken: say what that means."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise PosError("STORAGE_FAILED", f"{consequence} The disk says: {error}.") from error
+
+
+def _verified(
+    travelling: terminal_sync_service_pb2.SignedTrustBundle, keys: Mapping[str, bytes], name: str
+) -> terminal_sync_service_pb2.TrustBundle:
+    """A bundle that one of these keys has signed, for this terminal."""
+    try:
+        bundle = signed.verify_bundle(travelling, keys)
+    except (signed.SignatureWrong, signed.Unreadable) as error:
+        message = "The trust bundle is not signed by a key this terminal knows. Enrol it anew."
+        raise PosError("BUNDLE_UNTRUSTED", message) from error
+    if bundle.terminal != name:
+        raise PosError("BUNDLE_UNTRUSTED", "The trust bundle is another terminal's. Sync again.")
+    return bundle
 
 
 def open_journal(vault: Vault, identity: Identity) -> Journal:
@@ -528,8 +588,11 @@ async def enroll(
         enrolled = await platform.enroll(vendor, terminal, pending.read_text())
         who = await platform.sign_in(enrolled.name, key, datetime.now(UTC))
         bundle = await platform.trust_bundle(who)
+        # The first one names its own key: that it is the issuer's, the connection's certificate says.
         content = terminal_sync_service_pb2.TrustBundle.FromString(bundle.content)
-        issuer_keys = {each.key_id: each.public_key.hex() for each in content.issuer_keys}
+        own = {each.key_id: each.public_key for each in content.issuer_keys}
+        _verified(bundle, own, enrolled.name)
+        issuer_keys = {key_id: key.hex() for key_id, key in own.items()}
         identity = Identity(enrolled.name, display_name, issuer_keys)
         journal = open_journal(vault, identity)
         try:

@@ -59,7 +59,7 @@ def _write(terminal: Terminal, directory: Path, file: Path, passphrase: str) -> 
             archive.write(directory / name, name)
     salt, nonce = secrets.token_bytes(_SALT_BYTES), secrets.token_bytes(_NONCE_BYTES)
     sealed = AESGCM(_key(passphrase, salt)).encrypt(nonce, packed.getvalue(), _MAGIC)
-    file.write_bytes(_MAGIC + salt + nonce + sealed)
+    Vault(file.parent).write(file.name, _MAGIC + salt + nonce + sealed)
 
 
 def restore(directory: Path, file: Path, passphrase: str) -> None:
@@ -84,6 +84,9 @@ def restore(directory: Path, file: Path, passphrase: str) -> None:
         message = "The passphrase is wrong, or the file was changed."
         raise PosError("PASSPHRASE_WRONG", message) from error
     with vault.claim(), zipfile.ZipFile(io.BytesIO(packed)) as archive:
+        # Of an enrolment that was broken off: SQLite would play them into the journal.
+        for rest in ("journal.db-wal", "journal.db-shm"):
+            (directory / rest).unlink(missing_ok=True)
         # The identity last: without it there is no terminal here, and the import can be repeated.
         for name in ("journal.db", *_FILES):
             vault.write(name, archive.read(name))

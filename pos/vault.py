@@ -116,6 +116,9 @@ class Vault:
         """The 64 secret bytes, made where there are none."""
         file = self.directory / "secret"
         if not file.exists():
+            if self.is_enrolled():
+                # Another key would open nothing that is here, and the platform would not know it.
+                raise PosError("DAMAGED", f"{file} is gone. Import the terminal's last export.")
             key = Ed25519PrivateKey.generate().private_bytes_raw()
             self.write("secret", secrets.token_bytes(_SECRET_BYTES) + key)
         found = file.read_bytes()

@@ -26,7 +26,7 @@ KEY_BYTES = 32
 DEFAULT_SCOPE = "main"
 
 _FIELD_POLYNOMIAL = 0b100101  # x⁵ + x² + 1, primitive: x has order 31
-_READ_AS = str.maketrans({"O": "0", "I": "1", "L": "1", "-": None, " ": None})
+_READ_AS = str.maketrans({"O": "0", "I": "1", "L": "1"})
 _VALUES = {symbol: value for value, symbol in enumerate(ALPHABET)}
 _DAY = timedelta(days=1)
 
@@ -115,12 +115,14 @@ def normalize(text: str) -> str:
     Raises:
         CodeInvalid: another length, or a symbol that is in no code.
     """
-    symbols = text.upper().translate(_READ_AS)
-    for position, symbol in enumerate(symbols, 1):
-        if symbol not in _VALUES:
+    typed = text.replace("-", "").replace(" ", "")
+    for position, symbol in enumerate(typed, 1):
+        # Letter case is a matter of ASCII: outside of it, one letter may have two capitals (ß).
+        if not symbol.isascii() or symbol.upper().translate(_READ_AS) not in _VALUES:
             raise CodeInvalid(
                 Flaw.SYMBOL, f"Symbol {position}, {symbol!r}, is in no code.", position
             )
+    symbols = typed.upper().translate(_READ_AS)
     if len(symbols) != SYMBOLS:
         raise CodeInvalid(Flaw.LENGTH, f"A code has {SYMBOLS} symbols; these are {len(symbols)}.")
     return symbols

@@ -7,7 +7,6 @@ raise the amount, and two spends of one voucher are two signatures: proof agains
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -198,7 +197,7 @@ def from_text(kind: str, text: str) -> bytes:
         raise VoucherInvalid(f"This is no {kind} code.")
     try:
         return base64.b32decode(body + "=" * (-len(body) % 8))
-    except binascii.Error as error:
+    except ValueError as error:  # Also binascii.Error, and what is not ASCII.
         raise VoucherInvalid(f"This {kind} code is damaged.") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import itertools
 import json
@@ -20,11 +21,12 @@ from uuid_utils.compat import uuid7
 from protocol import code as protocol
 from protocol import signed, voucher
 from services import names, sql
-from services.offline import settling
+from services.offline import audit, settling
 from services.offline.domain.terms import Terms
 from services.offline.server import OfflineServer
 from services.offline.settings import Settings
 from services.offline.store import tables
+from services.payment.backings import Backings
 from services.rpc import channel
 from tallystick.access.v1 import access_pb2
 from tallystick.event.v1 import event_pb2
@@ -276,6 +278,7 @@ class OfflineStack:
         engine: For a look at the database from outside.
         first: The first replica.
         admin: An operator, calling it.
+        books_agree: Codes and reservations must agree in the end; False where a test makes them differ.
     """
 
     def __init__(self, bank, line, settings, engine, tls_for):
@@ -289,6 +292,7 @@ class OfflineStack:
         self.fraud = bank.fraud
         self.first = None
         self.admin = None
+        self.books_agree = True
         self.new_serial = lambda: secrets.randbits(32)
         self._tls_for = tls_for
         self._versions = itertools.count(2)
@@ -399,6 +403,14 @@ class OfflineStack:
     def caller(self, subject, role, replica=None):
         return Caller((replica or self.first).channels, subject, role)
 
+    async def audited(self):
+        """What the audit of both books finds broken."""
+        found = await audit.check(
+            self.engine, Backings(self.bank.engine), pause=lambda: asyncio.sleep(0.1)
+        )
+        assert sorted(found) == [5, 6, 9]
+        return [finding.first_broken for finding in found.values() if not finding.holds]
+
     async def release(self):
         """Give back what is due now, as the first replica does by itself."""
         await self.first.server.upkeep.release()
@@ -439,3 +451,4 @@ async def offline_stack(tls_for, redis_url, database_url, directory, **changes):
         running.first = await stack.enter_async_context(running.replica())
         running.admin = running.caller(names.user_name(UUID(int=99)), "ADMIN")
         yield running
+        assert bool(await running.audited()) is not running.books_agree

@@ -23,7 +23,7 @@ from tallystick.offline.v1 import journal_pb2, offline_pb2
 from tallystick.type.v1 import position_pb2
 from tests import offline_world
 from tests.eventually import eventually
-from tests.offline_world import ago, reason_of
+from tests.offline_world import ago, inr, reason_of
 
 Level = offline_pb2.OfflineRight.Level
 
@@ -347,6 +347,17 @@ async def test_a_vendor_suspended_before_the_settlement_has_its_sales_held(
     assert (reason_of(item), bool(batch)) == ("VENDOR_NOT_APPROVED", True)
 
 
+async def test_a_vendors_own_code_at_its_own_till_is_refused_and_stays_its_own(world, shop, till):
+    await world.operator.top_up(shop.wallet_name, inr(100_00), "counter")
+    await shop.client.move_offline(inr(100_00))
+    (code,) = await world.codes(shop)
+
+    assert await till.upload(till.sale(code)) == ["PAYMENT_REFUSED"]
+    (item,) = await world.operator.offline_items(till.name)
+    assert "SELF_PAYMENT" in item.detail
+    assert await world.balances(shop) == (0, 0, 100_00, 0)
+
+
 async def test_two_spends_of_one_voucher_are_proof_against_the_payer(world, till):
     device = Ed25519PrivateKey.generate()
     payer = await world.payer()
@@ -431,6 +442,25 @@ async def test_an_honest_terminal_sells_cold_without_network_and_settles_everyth
         assert till.status().stored_count == 0
         assert (await till.sync()).items == []
     assert await world.balances(shop) == (330_00, 0, 0, 0)
+
+
+async def test_a_terminal_syncs_by_itself_when_the_network_is_back(world, shop, opens):
+    payer = await world.payer()
+    (code,) = await world.codes(payer)
+    directory = await opens(shop)
+    envoy = world.stack.endpoints.processes["envoy"]
+    async with honest(world, directory) as till:
+        os.kill(envoy, signal.SIGKILL)
+        told = []
+        syncing = asyncio.create_task(
+            till.keep_synced(lambda text, sale: told.append(sale or text), jitter=lambda: 0.0)
+        )
+        assert (await till.accept(Typed(code), 100_00, "INR")).approved
+
+        await eventually(lambda: [sale.state for sale in till.sales()] == ["SETTLED"], seconds=60)
+        syncing.cancel()
+        await asyncio.gather(syncing, return_exceptions=True)
+    assert any(getattr(sale, "reason", "") == "SETTLED" for sale in told)
 
 
 async def test_a_terminal_whose_clock_is_a_year_off_syncs_and_sells(world, shop, opens):

@@ -57,12 +57,11 @@ class Runs:
             if killed is None:
                 await asyncio.sleep(after)
                 killed = self.kill(victim, till)
-            if await till.wait() == 0:
+            _, said = await till.communicate()
+            if till.returncode == 0:
                 break
         else:
-            pytest.fail(
-                f"seed {seed}: {victim} killed after {after:.3f} s, and the till never got through"
-            )
+            pytest.fail(f"seed {seed}: {victim} killed after {after:.3f} s: {said.decode()}")
         self.taken.update(dict.fromkeys(codes, minor_units))
 
     def kill(self, victim, till):
@@ -108,7 +107,7 @@ class Runs:
             "tests.till",
             *arguments,
             cwd=ROOT,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
         )
 
     async def check(self):

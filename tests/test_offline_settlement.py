@@ -628,6 +628,9 @@ async def test_books_that_differ_are_a_persons_work(market):
 
     assert item.reason == Reason.REASON_PAYMENT_REFUSED
     assert (await payer.state_of(issued)).state == Code.STATE_SPENT
+    market.books_agree = False
+    (broken,) = await market.audited()
+    assert broken.startswith(f"{issued.code.name}: spent by payments/")
 
 
 async def test_a_suspended_payers_earlier_sale_still_counts(market):

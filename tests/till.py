@@ -29,7 +29,11 @@ async def main(directory, address, ca_file, minor_units, *codes):
             return 1
         # A code that was taken and whose entry never came to disk would be missing here.
         states = [sale.state for sale in till.sales()]
-        return 0 if states == ["SETTLED"] * len(codes) else 1
+        if states == ["SETTLED"] * len(codes):
+            return 0
+        for sale in till.sales():
+            sys.stderr.write(f"{sale.state or 'no result'} {sale.reason} {sale.detail}\n")
+        return 1
 
 
 if __name__ == "__main__":

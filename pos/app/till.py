@@ -74,8 +74,8 @@ class Till(App[None]):
                         yield Button(key, id=f"pad-{'dot' if key == '.' else key}")
                 yield Label("Code, or what the payer's device shows", classes="label")
                 yield Input(id="code", placeholder="XXXX-XXXX-XXXX-XXXX")
-                yield Static(id="look")
-                yield Static(id="answer")
+                yield Static(id="look", markup=False)
+                yield Static(id="answer", markup=False)
             with Vertical(id="side"):
                 yield Static(id="stored")
                 with Vertical(id="limits"):
@@ -154,10 +154,10 @@ class Till(App[None]):
             shown: Typed | VoucherShown = Typed(event.value)
             if event.value.upper().startswith("TSS1:"):
                 shown = parse_spend(event.value)
+            decision = await self._till.accept(shown, minor_units, self._currency)
         except PosError as error:
             self._answer(str(error), "refused")
             return
-        decision = await self._till.accept(shown, minor_units, self._currency)
         self._show(decision, minor_units)
 
     def _show(self, decision: Decision, minor_units: int) -> None:

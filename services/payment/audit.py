@@ -6,7 +6,6 @@ Each law is checked by another way than the one that upholds it: sums over store
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services import names, sql
+from services.audit_finding import Finding
 from services.payment import store, wire
 from services.payment.domain import offline_commands
 from services.payment.domain.ledger import SYSTEM_NAMES, Account, Bucket, Purpose
@@ -69,26 +69,6 @@ _STATE_OF_FACT = {
     "payment_failed": State.FAILED,
     "payment_flagged": State.FLAGGED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What the check of one law found.
-
-    Attributes:
-        law: Its number and words.
-        checked: How many rows or accounts it looked at.
-        first_broken: The first that breaks it, and how; None when it holds.
-    """
-
-    law: str
-    checked: int
-    first_broken: str | None
-
-    @property
-    def holds(self) -> bool:
-        """Nothing breaks it."""
-        return self.first_broken is None
 
 
 async def check(engine: AsyncEngine) -> dict[int, Finding]:
