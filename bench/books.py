@@ -219,11 +219,13 @@ def _shown(paid: Paid | None) -> str:
 async def _sums(engine: AsyncEngine) -> dict[int, str | None]:
     """The first two laws, by sums that the database makes: what is broken, by number."""
     wallets = store.wallets
-    everything = wallets.c.online + wallets.c.offline + wallets.c.reserved + wallets.c.held
-    lowest = sa.func.least(wallets.c.online, wallets.c.offline, wallets.c.reserved, wallets.c.held)
+    buckets = (wallets.c.online, wallets.c.offline, wallets.c.reserved, wallets.c.held)
+    everything = sa.select(sa.func.sum(sum(buckets[1:], start=buckets[0])))
+    below = sa.select(sa.func.count()).where(
+        wallets.c.is_system == 0, sa.or_(*(bucket < 0 for bucket in buckets))
+    )
     async with sql.reading(engine, snapshot=True) as connection:
-        total = (await connection.execute(sa.select(sa.func.sum(everything)))).scalar_one()
-        below = sa.select(sa.func.count()).where(wallets.c.is_system == 0, lowest < 0)
+        total = (await connection.execute(everything)).scalar_one()
         count = (await connection.execute(below)).scalar_one()
     return {
         1: f"{CURRENCY}: all balances sum to {total}" if total else None,
