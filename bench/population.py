@@ -34,6 +34,8 @@ AMOUNT = 5_00
 _WALLETS_AGE = timedelta(days=365)
 _PAYMENTS_AGE = timedelta(days=60)
 _NEWEST_AGE = timedelta(days=1)
+# Nobody repeats a request of these.
+_NO_HASH = "REPEAT('\\0', 32)"
 _OURS = "owner_version = 0 AND is_system = 0"
 # Prime, so that counting in steps of it comes by every wallet before it comes by one twice.
 _STEP = 7_368_787
@@ -172,7 +174,7 @@ class Population:
             },
             store.requests: {
                 "request_key": f"CONCAT({self._owner_sql('seq')}, {_made_sql('v', 'seq', self._owner_clock)})",
-                "body_hash": "UNHEX(SHA2(seq, 256))",
+                "body_hash": _NO_HASH,
                 "transfer_id": top_up,
                 "snapshot": "REPEAT('\\0', 40)",
             },
@@ -228,7 +230,7 @@ class Population:
             },
             store.requests: {
                 "request_key": f"CONCAT({self._owner_sql(asker)}, {self._request_sql(asked)})",
-                "body_hash": "UNHEX(SHA2(seq, 256))",
+                "body_hash": _NO_HASH,
                 "payment_id": self._payment_sql(asked),
             },
         }
@@ -274,8 +276,9 @@ def _made_id(kind: str, number: int, clock: tuple[int, int]) -> UUID:
 
 def _made_sql(kind: str, number: str, clock: tuple[int, int]) -> str:
     millis = f"(({clock[0]} + ({number}) * {clock[1]}) DIV 1000)"
-    random = f"MD5(CONCAT('{kind}', {number}))"
-    return f"UNHEX(CONCAT(LPAD(HEX({millis}), 12, '0'), '7', SUBSTR({random}, 1, 3), '8', SUBSTR({random}, 4, 15)))"
+    # The variant's digit put where it belongs: the hash is the dear part, and made once.
+    random = f"INSERT(LEFT(MD5(CONCAT('{kind}', {number})), 18), 4, 0, '8')"
+    return f"UNHEX(CONCAT(LPAD(HEX({millis}), 12, '0'), '7', {random}))"
 
 
 def _micros_sql(number: str, clock: tuple[int, int]) -> str:
