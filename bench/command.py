@@ -77,12 +77,20 @@ def _all(
         print(f"\nbench {name} {' '.join(given)}", flush=True)  # noqa: T201 - a command line's job
         if figure.run(figures.choices[name].parse_args(given)) != 0:
             failed.append(name)
+    _summarise(out)
     print(  # noqa: T201
         f"\nbench: the books of {', '.join(failed)} do not match."
         if failed
         else f"\nbench: all books match. Reports and plots are in {out}."
     )
     return _FAILED if failed else 0
+
+
+def _summarise(out: Path) -> None:
+    from bench import summary
+
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "figures.md").write_text(summary.markdown(out))
 
 
 def _sentence(summary: str) -> str:

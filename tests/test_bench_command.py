@@ -43,6 +43,7 @@ def test_all_measures_every_figure_and_says_where_reports_are(figures, tmp_path,
         ("two", "mysql", tmp_path / "two.json", None),
     ]
     assert str(tmp_path) in capsys.readouterr().out
+    assert (tmp_path / "figures.md").read_text() == "\n", "there are no reports of these"
 
 
 def test_books_that_do_not_match_fail_all_and_the_others_are_measured_all_the_same(

@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from bench import summary
 from bench.offline import Paid, differences, wrong_balances
 from bench.seed import MONEY_EACH
 from bench.tills import CODE_VALUE, CODES_EACH, Code
@@ -122,3 +123,4 @@ def test_a_short_run_settles_everything_and_its_books_match(tmp_path):
     assert set(found["laws"].values()) == {True}
     assert {"offline", "payment", "client"} <= set(found["terminals"]["cpu_us_per_item"])
     assert (tmp_path / "offline-cost.svg").exists()
+    assert "| one terminal | 1,000 |" in summary.markdown(tmp_path)

@@ -9,6 +9,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from bench import summary
 from tests.stacks import TALLYSTICK
 
 
@@ -77,6 +78,10 @@ def test_a_sweep_tells_latency_and_cost_of_every_rate_and_draws_them(tmp_path):
         assert one["group_size"]["mean"] >= 1
     plots = {plot.name: ET.parse(plot) for plot in (tmp_path / "plots").iterdir()}  # noqa: S314 - our own
     assert set(plots) == {"online-latency.svg", "online-cost.svg"}
+    file.rename(file.with_name("online.json"))
+    tables = summary.markdown(file.parent)
+    assert f"| 60 | {found['sweep'][-1]['settled_per_second']:,.0f} |" in tables
+    assert "books match" in tables
 
 
 @pytest.mark.parametrize("wrong", [["--rate", "0"], ["--seconds", "-1"], ["--seconds", "601"]])

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 import sqlalchemy as sa
 
-from bench import books, population, queries
+from bench import books, population, queries, summary
 from bench.population import AMOUNT, Population
 from bench.seed import CURRENCY, MONEY_EACH
 from services import sql
@@ -182,3 +182,5 @@ def test_a_small_run_measures_everything_and_its_books_match(tmp_path, dialect):
     ]
     assert found["soak"]["memory_mib"]["payment"]["last"] > 10
     assert "scale-cost.svg" in {path.name for path in tmp_path.iterdir()}
+    assert found["bytes_per_payment"]["payments"] > 100
+    assert "20,000 wallets, 20,000 payments" in summary.markdown(tmp_path)
