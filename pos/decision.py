@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -79,7 +79,7 @@ class VoucherShown:
 class Key:
     """A keyset of the terminal's area."""
 
-    key: bytes
+    key: bytes = field(repr=False)  # a secret, and no matter for a traceback
     epoch_time: datetime
 
 

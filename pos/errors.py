@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
+from collections.abc import Iterator
 from datetime import timedelta
 
 
@@ -25,3 +28,12 @@ class PosError(Exception):
         self.reason = reason
         self.metadata = metadata or {}
         self.retry_after = retry_after
+
+
+@contextlib.contextmanager
+def storage(consequence: str) -> Iterator[None]:
+    """The disk is full, gone or broken: say what that means."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise PosError("STORAGE_FAILED", f"{consequence} The disk says: {error}.") from error

@@ -20,7 +20,8 @@ from pos.decision import AMOUNT_MAX, Typed, VoucherShown
 from pos.errors import PosError
 from pos.journal import Sale
 from pos.platform import Platform, SignedIn
-from pos.terminal import Status, Terminal, enroll
+from pos.status import Status
+from pos.terminal import Terminal, enroll
 from protocol import voucher
 
 # Minor unit digits of currencies that have other than two (ISO 4217).

@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from enum import Enum
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -27,10 +25,12 @@ from pos.decision import (
     VoucherShown,
     decide,
 )
-from pos.errors import PosError
-from pos.journal import Journal, JournalFlaw, Sale, Upload
+from pos.errors import PosError, storage
+from pos.journal import Journal, Sale, Upload
 from pos.platform import Platform, SignedIn
+from pos.status import Network, Progress, Report, Status
 from pos.terms import terms as read_terms
+from pos.terms import verified
 from pos.vault import Cipher, Identity, Vault
 from protocol import signed
 from tallystick.offline.v1 import journal_pb2, offline_pb2, terminal_sync_service_pb2
@@ -44,53 +44,6 @@ _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
 _BUNDLE = "bundle"
 _MOVED = "moved"
-
-
-class Network(Enum):
-    """What the screen says."""
-
-    ONLINE = "ONLINE"
-    OFFLINE = "OFFLINE"
-    MUST_SYNC = "MUST_SYNC"
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    """A terminal at a glance.
-
-    Attributes:
-        network: ONLINE when the last try reached the platform.
-        since_sync: Since the newest trust bundle was made; None before the first.
-        stored_count: Sales that the platform does not have.
-        stored: Their minor units, by currency.
-        terms: Of the bundle in force; None before the first.
-        flaws: What is wrong with the journal.
-        locked_for: How long no code is looked at; None when codes are.
-    """
-
-    network: Network
-    since_sync: timedelta | None
-    stored_count: int
-    stored: Mapping[str, int]
-    terms: Terms | None
-    flaws: tuple[JournalFlaw, ...]
-    locked_for: timedelta | None
-
-
-@dataclass
-class Report:
-    """What a sync did.
-
-    Attributes:
-        uploaded: Entries that the platform took for the first time in it.
-        items: Sales whose results it brought, as they are now.
-    """
-
-    uploaded: int = 0
-    items: list[Sale] = field(default_factory=list)
-
-
-Progress = Callable[[str, Sale | None], None]
 
 
 class Terminal:
@@ -193,10 +146,18 @@ class Terminal:
             PosError: SALE_INVALID, STORAGE_FAILED. Not approved, and not stored.
         """
         async with self._turn:
-            with _storage("The sale could not be stored, so it is not approved."):
-                return await asyncio.to_thread(
-                    self._accept, shown, minor_units, currency, position, reference
+            with storage("The sale could not be stored, so it is not approved."):
+                # Waited for also by who is cancelled: nobody else may write before this is done.
+                deciding = asyncio.create_task(
+                    asyncio.to_thread(
+                        self._accept, shown, minor_units, currency, position, reference
+                    )
                 )
+                try:
+                    return await asyncio.shield(deciding)
+                except asyncio.CancelledError:
+                    await asyncio.wait({deciding})
+                    raise
 
     def _accept(
         self,
@@ -308,7 +269,7 @@ class Terminal:
         """
         async with self._syncing:
             try:
-                with _storage("The sync broke off."):
+                with storage("The sync broke off."):
                     report = await self._sync(progress, vendor)
             except BaseException:
                 self._reached = False
@@ -352,7 +313,7 @@ class Terminal:
 
     async def _fetch_bundle(self, who: SignedIn) -> None:
         travelling = await self._platform.trust_bundle(who)
-        terms = read_terms(_verified(travelling, self._issuer_keys, self.identity.name))
+        terms = read_terms(verified(travelling, self._issuer_keys, self.identity.name))
         if self._terms is not None and terms.version < self._terms.version:
             return  # from a replica that lags: what is here is newer
         self._clock.raise_floor(terms.server_time)
@@ -509,29 +470,6 @@ class Terminal:
             await asyncio.to_thread(self._journal.append, entry)
 
 
-@contextlib.contextmanager
-def _storage(consequence: str) -> Iterator[None]:
-    """The disk is full, gone or broken: say what that means."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise PosError("STORAGE_FAILED", f"{consequence} The disk says: {error}.") from error
-
-
-def _verified(
-    travelling: terminal_sync_service_pb2.SignedTrustBundle, keys: Mapping[str, bytes], name: str
-) -> terminal_sync_service_pb2.TrustBundle:
-    """A bundle that one of these keys has signed, for this terminal."""
-    try:
-        bundle = signed.verify_bundle(travelling, keys)
-    except (signed.SignatureWrong, signed.Unreadable) as error:
-        message = "The trust bundle is not signed by a key this terminal knows. Enrol it anew."
-        raise PosError("BUNDLE_UNTRUSTED", message) from error
-    if bundle.terminal != name:
-        raise PosError("BUNDLE_UNTRUSTED", "The trust bundle is another terminal's. Sync again.")
-    return bundle
-
-
 def open_journal(vault: Vault, identity: Identity) -> Journal:
     """The journal of a terminal's directory. The caller holds the claim, and closes it.
 
@@ -591,7 +529,7 @@ async def enroll(
         # The first one names its own key: that it is the issuer's, the connection's certificate says.
         content = terminal_sync_service_pb2.TrustBundle.FromString(bundle.content)
         own = {each.key_id: each.public_key for each in content.issuer_keys}
-        _verified(bundle, own, enrolled.name)
+        verified(bundle, own, enrolled.name)
         issuer_keys = {key_id: key.hex() for key_id, key in own.items()}
         identity = Identity(enrolled.name, display_name, issuer_keys)
         journal = open_journal(vault, identity)

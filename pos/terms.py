@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pos.decision import Key, Limits, Terms
-from tallystick.offline.v1.terminal_sync_service_pb2 import TrustBundle
+from pos.errors import PosError
+from protocol import signed
+from tallystick.offline.v1.terminal_sync_service_pb2 import SignedTrustBundle, TrustBundle
 from tallystick.type.v1.money_pb2 import Money
 
 
@@ -43,6 +45,24 @@ def terms(bundle: TrustBundle) -> Terms:
         },
         spend_days=bundle.spend_days,
     )
+
+
+def verified(
+    travelling: SignedTrustBundle, keys: Mapping[str, bytes], terminal: str
+) -> TrustBundle:
+    """A bundle that one of these keys has signed, for this terminal.
+
+    Raises:
+        PosError: BUNDLE_UNTRUSTED.
+    """
+    try:
+        bundle = signed.verify_bundle(travelling, keys)
+    except (signed.SignatureWrong, signed.Unreadable) as error:
+        message = "The trust bundle is not signed by a key this terminal knows. Enrol it anew."
+        raise PosError("BUNDLE_UNTRUSTED", message) from error
+    if bundle.terminal != terminal:
+        raise PosError("BUNDLE_UNTRUSTED", "The trust bundle is another terminal's. Sync again.")
+    return bundle
 
 
 def _amounts(amounts: Iterable[Money]) -> dict[str, int]:

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import grpc
 import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -25,7 +26,12 @@ from services.user.store import signing_keys
 from tallystick.access.v1 import access_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, wallet_service_pb2
 from tallystick.type.v1 import money_pb2, position_pb2
-from tallystick.user.v1 import auth_service_pb2, user_pb2, user_service_pb2
+from tallystick.user.v1 import (
+    auth_service_pb2,
+    terminal_service_pb2,
+    user_pb2,
+    user_service_pb2,
+)
 from tests import stacks
 from tests.gateway import Answer, Browser, until
 from tests.tokens import claims_of
@@ -33,7 +39,7 @@ from tests.tokens import claims_of
 # Wide enough that what is refused here is refused for another reason.
 WIDE = {
     f"TALLYSTICK_RATE_{name}": "1000000/1000000/1000"
-    for name in ("PAYMENT", "READ", "WRITE", "PUBLIC", "OPERATOR")
+    for name in ("PAYMENT", "READ", "WRITE", "PUBLIC", "OPERATOR", "TERMINAL")
 }
 PASSWORD = "a long enough phrase"
 PAYMENTS = "/tallystick.payment.v1.PaymentService/"
@@ -231,6 +237,31 @@ async def _signing_key(endpoints, key_file):
 
 def _now():
     return sql.instant(int(time.time() * 1_000_000))
+
+
+def enrolled(outside, vendor, site):
+    """A terminal of a vendor's, signed in with a key of its own.
+
+    Args:
+        outside: Whoever can `call`.
+        vendor: With `token` and `name`.
+        site: Where it stands.
+    """
+    key = Ed25519PrivateKey.generate()
+    terminal = user_pb2.Terminal(
+        display_name="Till", site=site, public_key=key.public_key().public_bytes_raw()
+    )
+    request = terminal_service_pb2.EnrollTerminalRequest(request_id=str(uuid4()), terminal=terminal)
+    path = "/tallystick.user.v1.TerminalService/EnrollTerminal"
+    answer = outside.call(path, request, vendor.token)
+    name = terminal_service_pb2.EnrollTerminalResponse.FromString(answer).terminal.name
+    now = int(time.time())
+    claims = {"iss": name, "sub": name, "aud": "tallystick", "iat": now, "exp": now + 60}
+    assertion = jwt.encode({**claims, "jti": str(uuid4())}, key, "EdDSA")
+    asked = auth_service_pb2.AuthenticateTerminalRequest(assertion=assertion)
+    path = "/tallystick.user.v1.AuthService/AuthenticateTerminal"
+    session = auth_service_pb2.AuthenticateTerminalResponse.FromString(outside.call(path, asked))
+    return SimpleNamespace(token=session.access_token, name=name)
 
 
 def money(minor_units, currency_code=CURRENCY):

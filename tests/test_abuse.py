@@ -34,6 +34,7 @@ from tallystick.type.v1 import money_pb2, position_pb2
 from tallystick.user.v1 import auth_service_pb2, site_service_pb2, user_pb2, user_service_pb2
 from tests import stacks
 from tests.gateway import until
+from tests.outsider import enrolled
 from tests.tokens import SigningKey, claims_of
 
 PAY = "/tallystick.payment.v1.PaymentService/CreatePayment"
@@ -47,7 +48,7 @@ FAILURES = {
 }
 WIDE = {
     f"TALLYSTICK_RATE_{name}": "1000000/1000000/1000"
-    for name in ("PAYMENT", "READ", "WRITE", "PUBLIC", "OPERATOR")
+    for name in ("PAYMENT", "READ", "WRITE", "PUBLIC", "OPERATOR", "TERMINAL")
 }
 PASSWORD = "a long enough phrase"
 WATCH_CASES = "admin.v1.ReviewService/WatchCases"
@@ -631,6 +632,7 @@ VALUES = {
         [1, 1_00, 10**13, 10**13 + 1, INT64_MAX],
         [0, -1, -(2**63)],
     ),
+    FieldDescriptor.TYPE_BYTES: ([b"", bytes(32), bytes(range(64))], [b"x" * 5_000]),
     FieldDescriptor.TYPE_DOUBLE: (
         [12.97, 77.59, 0.0, -0.0, 5e-324],
         [1e308, -180.1, float("inf"), float("nan")],
@@ -696,7 +698,8 @@ class Noise:
             good = [
                 name for name in self._names if not rules.pattern or re.search(rules.pattern, name)
             ]
-            good.append(re.sub("users/[0-9a-f-]{36}", f"users/{self._uuid()}", good[0]))
+            another = good[0] if good else f"codes/{self._uuid()}"
+            good.append(re.sub("users/[0-9a-f-]{36}", f"users/{self._uuid()}", another))
         return self._mostly(good, ["", "\0", "x" * 5_000, "\u202e\U0001f4b8", "%s{0}' OR 1=1 --"])
 
     def _mostly(self, good, bad):
@@ -740,7 +743,10 @@ class Crowd:
         sites = site_service_pb2.ListSitesResponse.FromString(
             outside.call(path, request, vendor.token)
         ).sites
+        terminal = self.people["TERMINAL"] = enrolled(outside, vendor, sites[0].name)
         self.names = [
+            terminal.name,
+            f"batches/{uuid4()}",
             payer.name,
             vendor.name,
             f"{payer.name}/wallets/{CURRENCY}",
@@ -765,7 +771,7 @@ def shared_crowd(outside):
 @pytest.fixture
 def crowd(request, outside, path):
     """Who the noise comes from; what may sign them out gets a crowd of its own, or the rest would test nothing."""
-    if path.rpartition("/")[2] in {"SuspendUser", "ChangePassword"}:
+    if path.rpartition("/")[2] in {"SuspendUser", "ChangePassword", "RevokeTerminal"}:
         return Crowd(outside)
     return request.getfixturevalue("shared_crowd")
 

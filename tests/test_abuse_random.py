@@ -23,7 +23,17 @@ from tallystick.payment.v1 import payment_service_pb2, wallet_service_pb2
 from tallystick.type.v1 import position_pb2
 from tallystick.user.v1 import site_service_pb2, user_service_pb2
 from tests.gateway import until
-from tests.outsider import PASSWORD, PAY, REVIEWS, SITES, USERS, WALLETS, money, wallet_of
+from tests.outsider import (
+    PASSWORD,
+    PAY,
+    REVIEWS,
+    SITES,
+    USERS,
+    WALLETS,
+    enrolled,
+    money,
+    wallet_of,
+)
 
 # What nobody must be able to bring about by what they send.
 FAILURES = {
@@ -42,6 +52,7 @@ ROLES = {
     access_pb2.ROLE_USER: "payer",
     access_pb2.ROLE_VENDOR: "vendor",
     access_pb2.ROLE_ADMIN: "operator",
+    access_pb2.ROLE_TERMINAL: "terminal",
 }
 STRANGE = ("", "\0", "x" * 5_000, "\u202e\U0001f4b8", "%s{0}' OR 1=1 --", "users/", "a\r\nb: c")
 
@@ -68,6 +79,7 @@ def crowd(outsider):
             vendor.token,
         )
     ).sites
+    terminal = enrolled(outsider, vendor, sites[0].name)
     far_away = position_pb2.Position(latitude=-40.0, longitude=20.0)
     held = outsider.call(PAY, outsider.a_payment(position=far_away), payer.token)
     flagged = payment_service_pb2.CreatePaymentResponse.FromString(held).payment
@@ -82,6 +94,10 @@ def crowd(outsider):
         payment.name,
         payment.request_id,
         sites[0].name,
+        terminal.name,
+        f"codes/{uuid4()}",
+        f"batches/{uuid4()}",
+        "main",
         f"users/{uuid4()}",
         f"payments/{uuid4()}",
         f"cases/{uuid4()}",
@@ -101,6 +117,7 @@ def crowd(outsider):
         ),
         "payer": SimpleNamespace(token=payer.token, names=own),
         "vendor": SimpleNamespace(token=vendor.token, names=own),
+        "terminal": SimpleNamespace(token=terminal.token, names=own),
         "operator": SimpleNamespace(token=outsider.sign_in(username, PASSWORD).token, names=others),
     }
 
@@ -153,6 +170,9 @@ def value(field, names):
         return mostly(st.sampled_from(numbers), st.sampled_from([99, -1]))
     if field.type == FieldDescriptor.TYPE_BOOL:
         return st.booleans()
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        length = field.GetOptions().Extensions[validate_pb2.field].bytes.len or 64
+        return mostly(st.binary(min_size=length, max_size=length), st.binary(max_size=300))
     if field.type == FieldDescriptor.TYPE_DOUBLE:
         return mostly(st.sampled_from(USUAL_DEGREES), st.sampled_from(DEGREES) | st.floats())
     edges, bits = {

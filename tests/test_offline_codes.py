@@ -14,9 +14,12 @@ from protocol import code as protocol
 from protocol import voucher
 from services import names
 from services.offline.domain.liability import RULES
+from services.offline.domain.right import Level, Mark
 from services.offline.store import tables
 from tallystick.offline.v1 import code_service_pb2 as pb
 from tallystick.offline.v1 import offline_pb2
+from tests.event_stream import an_event, publish
+from tests.eventually import eventually
 from tests.offline_stack import (
     NORMAL,
     REDUCED,
@@ -459,6 +462,47 @@ async def test_a_reduced_right_is_a_quarter_of_the_cap(market):
 
     refusal = await refused(payer.codes.IssueCodes(to_issue(10_00)))
     assert refusal.metadata["capMinorUnits"] == "50000"
+
+
+async def test_what_fraud_says_counts_and_old_news_does_not(market, monkeypatch):
+    payer = await market.a_payer()
+    await payer.issue(100_00)
+    said = {}
+    monkeypatch.setattr(
+        "services.offline.events.fraud_mark", lambda event: said.get(event.event_id)
+    )
+
+    async def say(level, seconds):
+        at = market.clock() + timedelta(seconds=seconds)
+        event = an_event("fraud", payer.name, at=at)
+        said[event.event_id] = (payer.user_id, Mark(level, "a stolen phone"))
+        await publish(market.redis, event)
+
+    async def level():
+        return (await payer.right()).level
+
+    await say(Level.REDUCED, 0)
+    await eventually(lambda: reached(level, REDUCED))
+    await say(Level.SUSPENDED, 2)
+    await eventually(lambda: reached(level, SUSPENDED))
+    # Read again after a crash, say.
+    await say(Level.NORMAL, 1)
+    await say(Level.SUSPENDED, 3)
+    heard = sa.select(tables.rights).where(tables.rights.c.fraud_time > market.clock())
+    await market.until(heard)
+
+    right = await payer.right()
+    assert (right.level, right.reason) == (SUSPENDED, "a stolen phone")
+    assert [code.state for code in await payer.list()] == [Code.STATE_REVOKED]
+    # An operator's word does not lift it; the fraud service's does.
+    await market.admin.codes.SetOfflineRight(to_set(payer, NORMAL))
+    assert await level() == SUSPENDED
+    await say(Level.NORMAL, 10)
+    await eventually(lambda: reached(level, NORMAL))
+
+
+async def reached(level, wanted):
+    return await level() == wanted
 
 
 async def test_only_operators_set_rights_rotate_and_see_double_spends(market):

@@ -219,6 +219,8 @@ async def test_another_replica_goes_on_when_the_lease_has_run_out(market, monkey
         where = doomed.server.settling
         crashing(monkeypatch, where._results if answered else where, method)
         batch = (await terminal.submit(terminal.sale(issued))).batch
+        # Who received it does nothing with it.
+        market.clock.advance(deciding.HANDED_OVER)
         await eventually(lambda: died(doomed))
 
         # Nobody takes it while the lease lasts.

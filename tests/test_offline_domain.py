@@ -396,8 +396,12 @@ def test_the_room_for_codes():
     )
 
 
+def hear(found, level, reason="risk", *, at=NOW):
+    return right.hear(found, Mark(level, reason), say_time=at, now=NOW)
+
+
 def test_a_reduced_right_is_a_quarter_and_a_suspended_one_nothing():
-    reduced = right.put(Right(UUID(int=3)), Source.FRAUD, Mark(Level.REDUCED, "risk"), now=NOW)
+    reduced = hear(Right(UUID(int=3)), Level.REDUCED)
     suspended = right.put(reduced, Source.ADMIN, Mark(Level.SUSPENDED, "asked"), now=NOW)
 
     assert (reduced.cap(2_000_00), suspended.cap(2_000_00)) == (500_00, 0)
@@ -416,12 +420,9 @@ LEVELS = st.sampled_from(Level)
 @given(LEVELS, LEVELS, LEVELS)
 def test_the_lowest_right_that_anybody_has_set_counts(double, fraud, admin):
     found = Right(UUID(int=3))
-    for source, level in (
-        (Source.ADMIN, admin),
-        (Source.DOUBLE_SPEND, double),
-        (Source.FRAUD, fraud),
-    ):
+    for source, level in ((Source.ADMIN, admin), (Source.DOUBLE_SPEND, double)):
         found = right.put(found, source, Mark(level, source.value), now=NOW)
+    found = hear(found, fraud)
 
     assert found.level is max(double, fraud, admin)
     assert found.reason
@@ -430,7 +431,7 @@ def test_the_lowest_right_that_anybody_has_set_counts(double, fraud, admin):
 def test_an_operators_normal_forgives_double_spends_and_not_what_fraud_says():
     found = Right(UUID(int=3))
     found = right.put(found, Source.DOUBLE_SPEND, Mark(Level.SUSPENDED, "twice"), now=NOW)
-    found = right.put(found, Source.FRAUD, Mark(Level.REDUCED, "risk"), now=NOW)
+    found = hear(found, Level.REDUCED)
 
     found = right.put(found, Source.ADMIN, Mark(Level.NORMAL, "spoke to them"), now=NOW + HOUR)
 
@@ -440,9 +441,20 @@ def test_an_operators_normal_forgives_double_spends_and_not_what_fraud_says():
 
 def test_setting_what_is_set_changes_nothing():
     mark = Mark(Level.REDUCED, "risk")
-    once = right.put(Right(UUID(int=3)), Source.FRAUD, mark, now=NOW)
+    once = right.put(Right(UUID(int=3)), Source.ADMIN, mark, now=NOW)
 
-    assert right.put(once, Source.FRAUD, mark, now=NOW + HOUR) is once
+    assert right.put(once, Source.ADMIN, mark, now=NOW + HOUR) is once
+
+
+def test_what_fraud_said_before_something_newer_changes_nothing():
+    newer = hear(Right(UUID(int=3)), Level.NORMAL, at=NOW)
+
+    assert hear(newer, Level.SUSPENDED, at=NOW - HOUR) is newer
+    assert hear(newer, Level.SUSPENDED, at=NOW) is newer
+    assert hear(newer, Level.SUSPENDED, at=NOW + HOUR).level is Level.SUSPENDED
+    # The same again is newer, and no change.
+    again = hear(newer, Level.NORMAL, at=NOW + HOUR)
+    assert (again.fraud_time, again.update_time) == (NOW + HOUR, newer.update_time)
 
 
 def test_revoking():

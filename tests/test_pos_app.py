@@ -4,12 +4,14 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+import segno
 from textual.widgets import Input, Static
 
 from pos.app.entry import Look, look_at
 from pos.app.screens import PayRequest, Receipt, pay_request, qr_text
 from pos.app.till import Till
 from protocol import voucher
+from tests.eventually import eventually
 from tests.ledger_world import ASHA
 from tests.offline_simulation import Simulation
 
@@ -58,7 +60,7 @@ async def test_a_sale_from_the_pad_to_the_receipt(world, app):
         await pilot.pause()
 
         assert isinstance(app.screen, Receipt)
-        assert "80.50 INR" in str(app.screen.query_one("#receipt-text", Static).content)
+        assert str(app.screen.query_one("#receipt-amount", Static).content) == "80.50 INR"
         await pilot.press("enter")
         assert "APPROVED OFFLINE (provisional)" in text(app, "answer")
         assert "Stored: 1 sale, 80.50 INR" in text(app, "stored")
@@ -70,6 +72,8 @@ async def test_a_sale_from_the_pad_to_the_receipt(world, app):
     [
         ("", False, "is no amount of INR"),
         ("1.005", False, "is no amount of INR"),
+        ("1,50", False, "is no amount of INR"),
+        ("9" * 30, False, "is no amount of INR"),
         ("900", False, "AMOUNT_OVER_VALUE"),
         ("10", True, "CHECK_SYMBOL"),
     ],
@@ -85,6 +89,24 @@ async def test_what_is_wrong_is_said_and_nothing_is_stored(world, app, amount, c
         assert "Stored: 0 sales" in text(app, "stored")
         await pilot.press("escape")
         assert text(app, "answer") == ""
+
+
+@pytest.mark.parametrize("typed", ["[/]", "[bold]0", "[", "TSS1:é", "TSS1:", "tss1:AAAA", "ß" * 8])
+async def test_whatever_is_typed_or_scanned_is_answered(world, app, typed):
+    async with app.run_test(size=SIZE) as pilot:
+        await enter(pilot, "10", typed)
+
+        assert app.query_one("#answer").has_class("refused")
+        assert "Stored: 0 sales" in text(app, "stored")
+
+
+async def test_an_amount_that_cannot_be_makes_no_voucher_request(app):
+    async with app.run_test(size=SIZE) as pilot:
+        app.query_one("#amount", Input).value = "9" * 30
+        await pilot.press("f2")
+        await pilot.pause()
+
+        assert "is no amount of INR" in text(app, "answer")
 
 
 async def test_it_says_whether_there_is_network_and_when_it_must_sync(world, app):
@@ -135,6 +157,51 @@ async def test_guesses_lock_the_till_and_it_says_for_how_long(world, app):
             await enter(pilot, "1", wrong)
         assert "NOT_ISSUED" in text(app, "answer")
         assert "LOCKED for 10 s" in text(app, "state")
+
+
+@pytest.mark.parametrize("size", [(80, 24), SIZE])
+async def test_everything_fits_the_usual_terminal(world, app, size):
+    async with app.run_test(size=size) as pilot:
+        await enter(pilot, "900", world.server.issue(ASHA, 100_00))
+
+        def is_whole(name):
+            region = app.query_one(f"#{name}").region
+            return region.height > 0 and region in app.query_one("#work").region
+
+        names = ("pad-7", "pad-dot", "amount", "code", "look", "answer", "stored", "count-bar")
+        await eventually(lambda: all(map(is_whole, names)))
+
+        await enter(pilot, "100", world.server.issue(ASHA, 100_00))
+        code = app.screen.query_one("#receipt-qr", Static)
+        lines = str(code.content).splitlines()
+        await eventually(lambda: code.size == (len(lines[0]), len(lines)))
+        assert code.region in app.screen.region
+
+
+def test_a_qr_code_is_drawn_module_by_module_with_its_quiet_zone():
+    drawn = []
+    for line in qr_text("TSR1:AAAA").splitlines():
+        drawn.append([symbol in " ▄" for symbol in line])
+        drawn.append([symbol in " ▀" for symbol in line])
+
+    wanted = [[bool(module) for module in row] for row in segno.make("TSR1:AAAA", error="l").matrix]
+    size = len(wanted)
+    assert [row[4 : 4 + size] for row in drawn[4 : 4 + size]] == wanted
+    quiet = (
+        drawn[:4],
+        drawn[4 + size : 8 + size],
+        [row[:4] + row[-4:] for row in drawn[: 8 + size]],
+    )
+    assert not any(module for rows in quiet for row in rows for module in row)
+
+
+async def test_a_bar_says_that_a_limit_is_near(world, app):
+    async with app.run_test(size=SIZE):
+        assert not app.query_one("#count-bar").has_class("near")
+        for _ in range(21):
+            assert world.tills[0].sell(world.server.issue(ASHA, 10_00), 10_00)
+        app.show_state()
+        assert app.query_one("#count-bar").has_class("near")
 
 
 async def test_a_voucher_request_can_be_shown(app):

@@ -132,6 +132,13 @@ def test_each_check_has_a_reason_of_its_own(shown, minor_units, changes, refusal
     assert decision.message
 
 
+@pytest.mark.parametrize("minor_units", [-1, 0, 1 << 63, 10**40])
+def test_an_amount_that_no_message_can_carry_is_refused(minor_units):
+    assert said(a_code(), minor_units).refusal is Refusal.AMOUNT_INVALID
+    spend = shown(a_voucher())
+    assert said(spend, minor_units).refusal is Refusal.AMOUNT_INVALID
+
+
 def test_a_tier_that_has_no_value_in_the_currency_is_worth_nothing():
     assert said(a_code(tier=9), 1).refusal is Refusal.AMOUNT_OVER_VALUE
 
@@ -256,7 +263,9 @@ def test_time_is_never_before_what_the_server_said_last():
     clock = clocks.trusted()
     clock.raise_floor(NOW)
 
-    assert clock() == NOW, "a clock a year behind stands at the floor"
+    assert clock() == NOW, "a clock a year behind begins at the floor"
+    clocks.seconds += 11.0
+    assert clock() == NOW + timedelta(seconds=11), "and does not stand still there"
     clocks.wall = NOW + timedelta(hours=1)
     assert clock() == NOW + timedelta(hours=1)
 

@@ -123,6 +123,34 @@ def test_rows_missing_at_the_end_are_named_and_their_numbers_not_used_again(tmp_
     journal.close()
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["DELETE FROM kept WHERE name = 'head'", "UPDATE kept SET sealed = zeroblob(68)"],
+)
+def test_a_terminal_whose_record_of_the_last_entry_is_gone_says_so_and_sells_on(
+    tmp_path, statement
+):
+    with_sales(tmp_path, 3)
+    edit(tmp_path, statement)
+
+    assert flaws(tmp_path) == [(3, "may not be the last: the record of it is gone")]
+    journal = opened(tmp_path)
+    assert journal.append(a_sale()).sequence == 4
+    journal.close()
+    assert flaws(tmp_path) == []
+
+
+def test_broken_rows_do_not_stand_in_the_way_of_whole_ones(tmp_path):
+    with_sales(tmp_path, 8)
+    edit(tmp_path, "UPDATE entries SET sealed = zeroblob(200) WHERE sequence <= 5")
+
+    journal = opened(tmp_path)
+    assert [number for number, _ in journal.begin_upload("r1", size=2).entries] == [6, 7]
+    assert [number for number, _ in journal.begin_upload("r2", size=2).entries] == [8]
+    assert journal.begin_upload("r3", size=2) is None
+    journal.close()
+
+
 def test_rows_that_changed_places_are_named(tmp_path):
     with_sales(tmp_path, 3)
     edit(
@@ -149,6 +177,20 @@ def test_a_row_of_another_terminal_is_named(tmp_path):
     )
 
     assert [number for number, _ in flaws(tmp_path / "own")] == [1]
+
+
+def test_a_row_that_another_key_signed_is_named(tmp_path):
+    other = Ed25519PrivateKey.from_private_bytes(bytes([4]) * 32)
+    forger = Journal(
+        tmp_path / "journal.db",
+        Cipher(SECRET, NAME.encode()),
+        other,
+        Cipher.derive(SECRET, b"m"),
+    )
+    forger.append(a_sale())
+    forger.close()
+
+    assert flaws(tmp_path) == [(1, "is not signed by this terminal")]
 
 
 def test_a_code_taken_here_is_known_after_a_restart(tmp_path):

@@ -1,5 +1,6 @@
 """Vouchers, journal entries, bundles, receipts: what is signed is what counts."""
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -7,7 +8,7 @@ from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from protocol import issued_filter, signed, voucher
@@ -46,6 +47,17 @@ def test_a_voucher_reads_back_as_it_was_issued():
 
     assert voucher.verify(data, KEYS) == a_voucher()
     assert voucher.from_text("TSV1", voucher.to_text("TSV1", data)) == data
+
+
+@given(st.text(max_size=40))
+@example("é")
+@example("ß")
+@example("A")
+def test_any_text_is_read_or_refused_and_not_stumbled_over(text):
+    with contextlib.suppress(VoucherInvalid):
+        voucher.decode(voucher.from_text("TSV1", f"TSV1:{text}"))
+    with pytest.raises(VoucherInvalid, match="no TSV1 code"):
+        voucher.from_text("TSV1", f"TSS1:{text}")
 
 
 @given(st.data())

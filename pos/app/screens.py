@@ -9,7 +9,7 @@ from uuid import UUID
 import segno
 from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical
+from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Static
 
@@ -19,7 +19,7 @@ from protocol import voucher
 
 def qr_text(content: str) -> str:
     """A QR code in half blocks, two rows of modules to a line of text, with its quiet zone."""
-    rows = [list(row) for row in segno.make(content, error="m").matrix_iter(scale=1, border=2)]
+    rows = [list(row) for row in segno.make(content, error="l").matrix_iter(scale=1, border=4)]
     if len(rows) % 2:
         rows.append([0] * len(rows[0]))
     # Dark modules are drawn as blanks on a light ground: terminals are dark, and scanners want dark on light.
@@ -54,18 +54,18 @@ class Receipt(ModalScreen[None]):
 
     def __init__(self, item: str, minor_units: int, currency: str, when: datetime) -> None:
         super().__init__()
-        self._lines = (
-            f"{amount_text(minor_units, currency)} {currency}\n"
-            f"APPROVED OFFLINE (provisional)\n{when:%Y-%m-%d %H:%M} UTC\n{item}"
-        )
+        self._amount = f"{amount_text(minor_units, currency)} {currency}"
+        self._lines = f"APPROVED OFFLINE (provisional)\n{when:%Y-%m-%d %H:%M} UTC\n\n{item}"
         self._content = f"{item} {minor_units} {currency} {int(when.timestamp())}"
 
     def compose(self) -> ComposeResult:
         """Words, and the same as a QR code."""
-        with Vertical(classes="paper"):
-            yield Static(self._lines, id="receipt-text")
-            yield Static(qr_text(self._content), id="receipt-qr")
-            yield Static("Enter: next sale", classes="label")
+        with Vertical(classes="paper"), Horizontal():
+            yield Static(qr_text(self._content), id="receipt-qr", classes="qr")
+            with Vertical(classes="words"):
+                yield Static(self._amount, id="receipt-amount", classes="amount")
+                yield Static(self._lines, id="receipt-text")
+                yield Static("Enter: next sale", classes="label")
 
 
 class PayRequest(ModalScreen[None]):
@@ -76,11 +76,15 @@ class PayRequest(ModalScreen[None]):
     def __init__(self, content: str, minor_units: int, currency: str) -> None:
         super().__init__()
         self._content = content
-        self._title = f"Pay {amount_text(minor_units, currency)} {currency} by voucher"
+        self._amount = f"{amount_text(minor_units, currency)} {currency}"
 
     def compose(self) -> ComposeResult:
         """The QR code, and how to go on."""
-        with Vertical(classes="paper"):
-            yield Static(self._title)
-            yield Static(qr_text(self._content), id="request-qr")
-            yield Static("Then scan what the device shows into the code field.", classes="label")
+        with Vertical(classes="paper"), Horizontal():
+            yield Static(qr_text(self._content), id="request-qr", classes="qr")
+            with Vertical(classes="words"):
+                yield Static(self._amount, classes="amount")
+                yield Static("The payer's device scans this and signs.")
+                yield Static(
+                    "Then Enter, and scan what it shows into the code field.", classes="label"
+                )

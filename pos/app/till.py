@@ -18,7 +18,8 @@ from pos.decision import Decision, Typed, VoucherShown
 from pos.errors import PosError
 from pos.journal import Sale
 from pos.shell import amount_text, parse_amount, parse_spend, state_text
-from pos.terminal import Network, Terminal
+from pos.status import Network
+from pos.terminal import Terminal
 
 _PAD = ("7", "8", "9", "4", "5", "6", "1", "2", "3", "C", "0", ".")
 _REFRESH_SECONDS = 1.0
@@ -41,6 +42,7 @@ class Till(App[None]):
 
     TITLE = "Tallystick till"
     CSS_PATH = "till.tcss"
+    ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
         ("f2", "request", "Voucher request"),
         ("f5", "sync", "Sync now"),
@@ -57,6 +59,9 @@ class Till(App[None]):
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         super().__init__()
+        # The usual 80 by 24 has room for everything, drawn closer.
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
+        self.VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]
         self._till = terminal
         self._currency = currency
         self._automatic = automatic
@@ -88,6 +93,7 @@ class Till(App[None]):
 
     def on_mount(self) -> None:
         """Show how things stand, and go on doing so."""
+        self.query_one("#news", RichLog).border_title = self._till.identity.display_name
         self.show_state()
         self.set_interval(_REFRESH_SECONDS, self.show_state)
         self.query_one("#amount", Input).focus()
@@ -98,6 +104,8 @@ class Till(App[None]):
 
     def show_state(self) -> None:
         """ONLINE, OFFLINE for so long, or MUST SYNC; what is stored, and how near the limits that is."""
+        if not self.query("#state"):
+            return  # the program is closing
         status = self._till.status()
         state = self.query_one("#state", Static)
         text = state_text(status)
@@ -115,12 +123,14 @@ class Till(App[None]):
         if limits is not None:
             most = amount_text(limits.stored_hard, self._currency)
             stored += f"\nLimit: {limits.count_hard} sales, {most} {self._currency}"
-            self._bar("total-bar", total, limits.stored_hard)
-            self._bar("count-bar", status.stored_count, limits.count_hard)
+            self._bar("total-bar", total, limits.stored_soft, limits.stored_hard)
+            self._bar("count-bar", status.stored_count, limits.count_soft, limits.count_hard)
         self.query_one("#stored", Static).update(stored)
 
-    def _bar(self, name: str, value: int, most: int) -> None:
-        self.query_one(f"#{name}", ProgressBar).update(total=max(most, 1), progress=value)
+    def _bar(self, name: str, value: int, soft: int, hard: int) -> None:
+        bar = self.query_one(f"#{name}", ProgressBar)
+        bar.update(total=max(hard, 1), progress=value)
+        bar.set_class(value > soft, "near")
 
     @on(Button.Pressed)
     def press(self, event: Button.Pressed) -> None:

@@ -30,6 +30,8 @@ from tallystick.event.v1 import event_pb2
 
 # Longer than payment is given to answer: then its replica is taken for dead, and another one asks again.
 LEASE = timedelta(seconds=30)
+# New items are handed over in memory. So long nobody else looks for them on record.
+HANDED_OVER = timedelta(seconds=5)
 _SUSPENDED = Mark(Level.SUSPENDED, "One of your codes was spent at two vendors.")
 
 
@@ -64,12 +66,24 @@ class Deciding:
         self._recorder = recorder
         self._rights = rights
 
-    async def decide(self, connection: AsyncConnection, limit: int) -> tuple[list[Entry], bool]:
-        """Claim and decide; answers the items payment is to be asked about, and whether there were any."""
+    async def decide(
+        self, connection: AsyncConnection, limit: int, handed: Sequence[Entry] = ()
+    ) -> tuple[list[Entry], int]:
+        """Claim and decide; answers the items payment is to be asked about, and how many there were in all.
+
+        Args:
+            connection: In a transaction.
+            limit: How many to claim at most.
+            handed: Items to claim, as they were put on record; none to look for those that wait.
+        """
         now = self._recorder.now()
-        entries = await store.claim_undecided(connection, now=now, limit=limit)
+        if handed:
+            left = await store.lock_work(connection, [entry.entry_id for entry in handed])
+            entries = [entry for entry in handed if left[entry.entry_id][0] is Work.DECIDE]
+        else:
+            entries = await store.claim_undecided(connection, now=now, limit=limit)
         if not entries:
-            return [], False
+            return [], len(handed)
         group = await self._judge(connection, entries, now)
         await self._spend(connection, group, now)
         circumstances = Circumstances(PLATFORM, now)
@@ -92,9 +106,10 @@ class Deciding:
         ]
         await self._accuse(connection, group, by_id, circumstances, facts)
         await self._recorder.record(connection, facts)
-        return [
+        spending = [
             _spending(entry, code, group.verdicts[entry.entry_id]) for code, entry in group.spent
-        ], True
+        ]
+        return spending, len(entries)
 
     async def _judge(
         self, connection: AsyncConnection, entries: Sequence[Entry], now: datetime

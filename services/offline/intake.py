@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from protocol import signed
 from services import names, telemetry
 from services.offline import events, wire
+from services.offline.deciding import HANDED_OVER
 from services.offline.domain import journal, refusals
 from services.offline.domain.item import Entry, State, Work
 from services.offline.domain.journal import Placed, Reception
@@ -67,7 +68,7 @@ class Intake:
         keys: What entries are checked and sealed with.
         terms: The deployment's.
         executor: Threads to check signatures in.
-        received: Called after every commit that has brought new items.
+        received: Called after every commit with the items that are new.
         backlog_max: Items that may wait to be settled.
     """
 
@@ -78,7 +79,7 @@ class Intake:
         terms: Terms,
         executor: Executor,
         *,
-        received: Callable[[], None],
+        received: Callable[[Sequence[Entry]], None],
         backlog_max: int,
     ) -> None:
         self._recorder = recorder
@@ -97,8 +98,8 @@ class Intake:
             Refusal: request_id_reused, queue_full, in this order.
         """
         read = await self._read(upload)
-        batch = await self._recorder.change(lambda c: self._record(c, upload, read))
-        self._received()
+        batch, new = await self._recorder.change(lambda c: self._record(c, upload, read))
+        self._received(new)
         answer = pb.SubmitBatchResponse.FromString(batch.answer)
         async with self._recorder.reading() as connection:
             answer.batch.CopyFrom(await batch_message(connection, batch))
@@ -120,7 +121,7 @@ class Intake:
 
     async def _record(
         self, connection: AsyncConnection, upload: Upload, read: Sequence[Readable | Broken]
-    ) -> Batch:
+    ) -> tuple[Batch, list[Entry]]:
         # One upload of a journal at a time: what follows what is only known under this lock.
         terminal = await terminal_store.lock_terminal(connection, upload.terminal.terminal_id)
         assert terminal is not None
@@ -128,7 +129,7 @@ class Intake:
         if earlier is not None:
             if earlier.body_hash != upload.body_hash:
                 raise refusals.request_id_reused(upload.request_id)
-            return earlier
+            return earlier, []
         now = self._recorder.now()
         await self._check_backlog(connection, now)
         readable = {each.arrival.place: each for each in read if isinstance(each, Readable)}
@@ -156,9 +157,10 @@ class Intake:
         )
         await store.insert_batch(connection, batch)
         if new:
-            await store.insert_entries(connection, new)
+            await store.insert_entries(connection, new, due_time=now + HANDED_OVER)
             await _move_head(connection, terminal, reception.fresh)
-        self._backlog += sum(entry.work is Work.DECIDE for entry in new)
+        items = [entry for entry in new if entry.work is Work.DECIDE]
+        self._backlog += len(items)
         fact = events.batch_received(
             self._recorder.new_id(),
             Circumstances(upload.actor, now, telemetry.trace_id()),
@@ -166,7 +168,7 @@ class Intake:
             await batch_message(connection, batch),
         )
         await self._recorder.record(connection, [fact])
-        return batch
+        return batch, items
 
     async def _check_backlog(self, connection: AsyncConnection, now: datetime) -> None:
         if self._count_time is None or now - self._count_time >= _COUNT_EVERY:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -51,14 +52,25 @@ class Rights:
         """As `put`, in the caller's transaction. A right that becomes SUSPENDED revokes the live codes at once."""
         before = await store.lock_right(connection, owner_id)
         after = rights.put(before, source, mark, now=circumstances.time)
+        await self._record(connection, before, after, circumstances)
+        return after
+
+    async def _record(
+        self,
+        connection: AsyncConnection,
+        before: Right,
+        after: Right,
+        circumstances: Circumstances,
+    ) -> None:
         if after == before:
-            return before
+            return
         await store.update_right(connection, after)
+        if after.update_time == before.update_time:
+            return  # the same was said again, later
         facts = [events.right_changed(self._recorder.new_id(), circumstances, after, self._terms)]
         if after.level is Level.SUSPENDED and before.level is not Level.SUSPENDED:
             facts += await self._revoke_all(connection, after, circumstances)
         await self._recorder.record(connection, facts)
-        return after
 
     async def _revoke_all(
         self, connection: AsyncConnection, right: Right, circumstances: Circumstances
@@ -82,9 +94,17 @@ class Rights:
         ]
 
     async def apply(self, event: event_pb2.Event) -> None:
-        """Take over what the fraud service says. Saying it again changes nothing."""
+        """Take over what the fraud service says. An event may come twice, and after a newer one."""
         said = events.fraud_mark(event)
-        if said is not None:
-            owner_id, mark = said
-            circumstances = Circumstances(PLATFORM, self._recorder.now(), event.trace_id)
-            await self.put(owner_id, Source.FRAUD, mark, circumstances)
+        if said is None:
+            return
+        owner_id, mark = said
+        say_time = event.occur_time.ToDatetime(UTC)
+        circumstances = Circumstances(PLATFORM, self._recorder.now(), event.trace_id)
+
+        async def work(connection: AsyncConnection) -> None:
+            before = await store.lock_right(connection, owner_id)
+            after = rights.hear(before, mark, say_time=say_time, now=circumstances.time)
+            await self._record(connection, before, after, circumstances)
+
+        await self._recorder.change(work)

@@ -109,7 +109,7 @@ class OfflineServer:
             self._keys,
             terms,
             self._executor,
-            received=self.settling.wake,
+            received=self.settling.hand_over,
             backlog_max=settings.backlog_max,
         )
         trust = Trust(recorder, self._keys, terms)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from uuid import UUID
@@ -25,6 +25,8 @@ from tallystick.payment.v1 import settlement_service_pb2 as settlement
 log = logging.getLogger(__name__)
 
 _GROUP_MAX = 500
+# Items in memory beside those on record: twenty uploads.
+_HANDED_MAX = 10_000
 # What another replica received is found within this.
 _POLL_SECONDS = 0.25
 _AWAY_SECONDS = 0.5
@@ -62,32 +64,41 @@ class Settling:
         self._deciding = deciding
         self._results = results
         self._groups = groups
-        self._wake = asyncio.Event()
+        # One for each group that waits: it wakes one of those that have nothing to do.
+        self._waiting: asyncio.Queue[None] = asyncio.Queue()
+        self._handed: deque[Entry] = deque()
 
-    def wake(self) -> None:
-        """Something arrived."""
-        self._wake.set()
+    def hand_over(self, entries: Sequence[Entry]) -> None:
+        """Take items that were just put on record, as they are: reading 500 back would cost a sixth of all work.
+
+        Nobody else claims them for a moment (`HANDED_OVER`). Should this process die, or have too many already, they
+        are found on record then.
+        """
+        if entries and len(self._handed) + len(entries) <= _HANDED_MAX:
+            self._handed.extend(entries)
+            self._waiting.put_nowait(None)
 
     async def run(self) -> None:
         """Settle until cancelled. Payment and the database may go and come back."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._repeat(self.settle_new, _POLL_SECONDS))
-            # One looks whether there is work; the others help when there is.
+            # One also looks for what is on record; the others help when there is more.
+            tasks.create_task(self._repeat(self.settle_new, self._wait_or_look))
             for _ in range(self._groups - 1):
-                tasks.create_task(self._repeat(self.settle_new, None))
-            tasks.create_task(self._repeat(self.settle_left, _POLL_SECONDS))
+                tasks.create_task(self._repeat(self.settle_new, self._waiting.get))
+            tasks.create_task(self._repeat(self.settle_left, lambda: asyncio.sleep(_POLL_SECONDS)))
+
+    async def _wait_or_look(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_SECONDS):
+                await self._waiting.get()
 
     async def _repeat(
-        self, turn: Callable[[], Awaitable[bool]], poll_seconds: float | None
+        self, turn: Callable[[], Awaitable[bool]], wait: Callable[[], Awaitable[None]]
     ) -> None:
         while True:
             try:
-                if await turn():
-                    continue
-                self._wake.clear()
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(poll_seconds):
-                        await self._wake.wait()
+                if not await turn():
+                    await wait()
             except Exception as error:
                 if not (sql.is_lost(error) or sql.is_conflict(error)):
                     raise
@@ -96,9 +107,10 @@ class Settling:
 
     async def settle_new(self) -> bool:
         """Take one group through all steps; False when nothing waits."""
+        handed = [self._handed.popleft() for _ in range(min(len(self._handed), _GROUP_MAX))]
         try:
             claimed, found = await self._recorder.transact(
-                lambda c: self._deciding.decide(c, _GROUP_MAX)
+                lambda c: self._deciding.decide(c, _GROUP_MAX, handed)
             )
         except Exception as error:
             if sql.is_lost(error) or sql.is_conflict(error):
@@ -108,9 +120,10 @@ class Settling:
             return await self._settle_alone()
         if found:
             self._recorder.tell()
-            self._wake.set()
+        if found == _GROUP_MAX and not self._handed:
+            self._waiting.put_nowait(None)  # there is probably more on record
         await self._settle(claimed)
-        return found
+        return found > 0
 
     async def _settle_alone(self) -> bool:
         for _ in range(_GROUP_MAX):
@@ -134,19 +147,18 @@ class Settling:
             await store.set_due(connection, [entry.entry_id], due_time=later, tried=True)
 
     async def settle_left(self) -> bool:
-        """Go on with what another process left, or payment could not say; False when nothing waits."""
+        """Go on with what another process left, or payment could not say; False when more of it gains nothing now."""
         now = self._recorder.now()
         claimed = await self._recorder.transact(
             lambda c: store.claim_unsettled(c, now=now, until=now + LEASE, limit=_GROUP_MAX)
         )
-        await self._settle(claimed)
-        # Never twice in a row: what is put off is not due at once, and new items come first.
-        return False
+        # Where payment says nothing, asking at once for the next ones would only be more of the same.
+        return await self._settle(claimed)
 
-    async def _settle(self, claimed: Sequence[Entry]) -> None:
-        """Steps 2 and 3."""
+    async def _settle(self, claimed: Sequence[Entry]) -> bool:
+        """Steps 2 and 3; whether payment has said anything."""
         if not claimed:
-            return
+            return False
         answers = await self._ask(claimed)
         told = [
             (entry, answer)
@@ -159,6 +171,7 @@ class Settling:
         untold = [entry for entry in claimed if entry.entry_id not in known]
         if untold:
             await self._recorder.transact(lambda c: self._put_off(c, untold))
+        return bool(told)
 
     async def _ask(self, entries: Sequence[Entry]) -> Sequence[settlement.OfflineResult | None]:
         """Step 2; None for what payment could not say."""

@@ -83,6 +83,7 @@ def upgrade() -> None:
         sa.Column("double_spend_reason", sa.String(500), nullable=False),
         sa.Column("fraud_level", sa.SmallInteger, nullable=False),
         sa.Column("fraud_reason", sa.String(500), nullable=False),
+        sa.Column("fraud_time", sql.Instant),
         sa.Column("admin_level", sa.SmallInteger, nullable=False),
         sa.Column("admin_reason", sa.String(500), nullable=False),
         sa.Column("update_time", sql.Instant),

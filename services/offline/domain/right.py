@@ -20,10 +20,9 @@ class Level(enum.IntEnum):
 
 
 class Source(enum.Enum):
-    """Who may set a level."""
+    """Who sets a level here, beside the fraud service."""
 
     DOUBLE_SPEND = "double_spend"
-    FRAUD = "fraud"
     ADMIN = "admin"
 
 
@@ -44,6 +43,7 @@ class Right:
         double_spend: What a code in two shops has set.
         fraud: What the fraud service has set.
         admin: What an operator has set.
+        fraud_time: Of the newest word of the fraud service; None when it never said any.
         update_time: When one of them last changed; None when none ever has.
     """
 
@@ -51,6 +51,7 @@ class Right:
     double_spend: Mark = Mark()
     fraud: Mark = Mark()
     admin: Mark = Mark()
+    fraud_time: datetime | None = None
     update_time: datetime | None = None
 
     @property
@@ -75,16 +76,22 @@ class Right:
 
 
 def put(right: Right, source: Source, mark: Mark, *, now: datetime) -> Right:
-    """Set what one source says. What is set already stays as it is, with its time.
+    """Set what an operator or a double spend says. What is set already stays as it is, with its time.
 
     NORMAL from an operator also forgives double spends.
     """
     if source is Source.DOUBLE_SPEND:
         after = replace(right, double_spend=mark)
-    elif source is Source.FRAUD:
-        after = replace(right, fraud=mark)
     elif mark.level is Level.NORMAL:
         after = replace(right, admin=mark, double_spend=Mark())
     else:
         after = replace(right, admin=mark)
     return right if after == right else replace(after, update_time=now)
+
+
+def hear(right: Right, mark: Mark, *, say_time: datetime, now: datetime) -> Right:
+    """Take over what the fraud service said at an instant. What it said before something newer changes nothing."""
+    if right.fraud_time is not None and say_time <= right.fraud_time:
+        return right
+    heard = replace(right, fraud=mark, fraud_time=say_time)
+    return heard if mark == right.fraud else replace(heard, update_time=now)

@@ -15,7 +15,7 @@ from services.offline.domain import refusals
 from services.offline.domain.item import Entry, State
 from services.offline.domain.terminal import Terminal
 from services.offline.handlers.request import body_hash, request_key
-from services.offline.intake import Intake, Upload, batch_message, counted
+from services.offline.intake import Intake, Upload, counted
 from services.offline.recorder import Recorder
 from services.offline.store import journals
 from services.offline.store.journals import Batch
@@ -90,9 +90,10 @@ class TerminalSyncService(terminal_sync_service_pb2_grpc.TerminalSyncServiceServ
         async with self._recorder.reading() as connection:
             batch = await _batch(connection, request.name)
             found = await journals.find_items(connection, batch.item_ids)
-            message = await batch_message(connection, batch)
+        # Counted from the very items: another statement could see them a moment later.
         return pb.GetBatchResponse(
-            batch=message, items=[wire.item_message(entry) for entry in found]
+            batch=counted(batch, Counter(entry.state for entry in found)),
+            items=[wire.item_message(entry) for entry in found],
         )
 
     async def WatchBatch(

@@ -133,8 +133,10 @@ async def taken_items(connection: AsyncConnection, item_ids: Collection[UUID]) -
     return set((await connection.execute(query)).scalars())
 
 
-async def insert_entries(connection: AsyncConnection, new: Sequence[Entry]) -> None:
-    """Put new entries on record.
+async def insert_entries(
+    connection: AsyncConnection, new: Sequence[Entry], *, due_time: datetime
+) -> None:
+    """Put new entries on record; whoever looks for work finds them from `due_time` on.
 
     Raises:
         IntegrityError: another transaction just put one of the same items on record.
@@ -167,7 +169,7 @@ async def insert_entries(connection: AsyncConnection, new: Sequence[Entry]) -> N
             "liability": int(entry.liability),
             "decide_time": entry.decide_time,
             "work": int(entry.work),
-            "due_time": entry.receive_time,
+            "due_time": due_time,
             "attempts": 0,
             "review": None,
         }
@@ -188,13 +190,9 @@ async def count_work(connection: AsyncConnection) -> int:
 
 async def oldest_undecided(connection: AsyncConnection) -> datetime | None:
     """When the oldest item that waits for its code to be looked up arrived; None when none waits."""
-    query = (
-        sa.select(entries.c.due_time)
-        .where(entries.c.work == int(Work.DECIDE))
-        .order_by(entries.c.due_time)
-        .limit(1)
-    )
-    return (await connection.execute(query)).scalar_one_or_none()
+    query = sa.select(sa.func.min(entries.c.receive_time)).where(entries.c.work == int(Work.DECIDE))
+    oldest: datetime | None = (await connection.execute(query)).scalar_one_or_none()
+    return oldest
 
 
 async def claim_undecided(connection: AsyncConnection, *, now: datetime, limit: int) -> list[Entry]:

@@ -48,6 +48,7 @@ def _changing(right: Right) -> dict[str, Any]:
         "double_spend_reason": right.double_spend.reason,
         "fraud_level": int(right.fraud.level),
         "fraud_reason": right.fraud.reason,
+        "fraud_time": right.fraud_time,
         "admin_level": int(right.admin.level),
         "admin_reason": right.admin.reason,
         "update_time": right.update_time,
@@ -60,5 +61,6 @@ def _right(row: sa.Row[Any]) -> Right:
         double_spend=Mark(Level(row.double_spend_level), row.double_spend_reason),
         fraud=Mark(Level(row.fraud_level), row.fraud_reason),
         admin=Mark(Level(row.admin_level), row.admin_reason),
+        fraud_time=row.fraud_time,
         update_time=row.update_time,
     )
