@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Which figure `make bench` measures: online, offline, fraud or scale.
-BENCH ?= online
+# What `make bench` measures: every figure, or one: online, offline, scale, with options of its own.
+BENCH ?= all
 
 # The stamps lie in the environment, so that removing it removes them.
 RUNTIME := $(VENV)/.runtime
@@ -78,7 +78,7 @@ up: $(RUNTIME)
 demo: $(RUNTIME)
 	@$(BIN)/tallystick demo
 
-bench: $(RUNTIME)
+bench: $(RUNTIME) debian-packages
 	@$(BIN)/tallystick bench $(BENCH)
 
 # training.txt holds everything runtime.txt does, in the same versions.

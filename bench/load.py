@@ -31,8 +31,6 @@ CLIENT = "client"
 MACHINE = "machine"
 
 _OK = 0
-# One payment in so many goes to the first vendor.
-_HOT_EVERY = 5
 # One payment in so many is made too far from every site to pass the fraud check: it is FLAGGED, and its money held.
 _FAR_EVERY = 100
 _FAR_DEGREES = 1.0
@@ -54,7 +52,7 @@ class Stretch:
         name: What its calls are known by.
         seconds: How long it lasts.
         rate: Calls a second, open loop, evenly spaced; 0 for a closed loop.
-        in_flight: Calls in flight, closed loop.
+        in_flight: Calls in flight, closed loop. Nothing at all is a pause.
     """
 
     name: str
@@ -78,13 +76,14 @@ class Spec:
         ca_file: Who signed its certificate.
         server_name: The name in its certificate.
         payers: Token by payer; each pays in turn.
-        vendors: `users/{uuid}` and position (latitude, longitude) of each; the first gets every fifth payment too.
+        vendors: `users/{uuid}` and position (latitude, longitude) of each.
         currency_code: Of every payment.
         stretches: One after the other, without a pause.
         patience: Seconds to wait for answers after the last stretch.
         connections: How many.
         seed: For amounts, vendors, request ids: the same seed makes the same calls.
         processes: Whose CPU is read as each stretch begins and in the end, by name.
+        hot_every: One payment in so many goes to the first vendor whatever is drawn: 1 sends it all of them.
     """
 
     host: str
@@ -99,6 +98,7 @@ class Spec:
     connections: int
     seed: int
     processes: Mapping[str, int]
+    hot_every: int = 5
 
     def to_json(self) -> str:
         """For a file; `from_json` reads it."""
@@ -214,7 +214,7 @@ class _Source:
         """Headers and message of the next call, which is put on record."""
         number, draw, vendors = len(outcome.request_ids), self._random, self._spec.vendors
         payer = number % len(self._headers)
-        vendor = 0 if number % _HOT_EVERY == 0 else draw.randrange(len(vendors))
+        vendor = 0 if number % self._spec.hot_every == 0 else draw.randrange(len(vendors))
         name, latitude, longitude = vendors[vendor]
         request_id = str(UUID(int=draw.getrandbits(128), version=4))
         amount = draw.randint(1, _AMOUNT_MAX)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _ZOMBIE = "Z"
 
 
@@ -23,12 +24,31 @@ def cpu_seconds(processes: Mapping[str, int]) -> dict[str, float]:
     return {name: _cpu_seconds(name, pid) for name, pid in processes.items()}
 
 
+def memory_bytes(processes: Mapping[str, int]) -> dict[str, int]:
+    """Memory each process has resident now; by name. Pages that two share count for both.
+
+    Raises:
+        ProcessGoneError: one has ended.
+    """
+    return {name: _memory_bytes(name, pid) for name, pid in processes.items()}
+
+
 def machine_seconds() -> float:
     """CPU everything on this machine has used since it started, what a hypervisor gave to others included."""
     with Path("/proc/stat").open() as file:
         # user, nice, system, idle, iowait, irq, softirq, steal; guests are in user and nice already.
         ticks = [int(field) for field in file.readline().split()[1:9]]
     return (sum(ticks) - ticks[3] - ticks[4]) / _TICKS_PER_SECOND
+
+
+def _memory_bytes(name: str, pid: int) -> int:
+    try:
+        resident = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except FileNotFoundError:
+        resident = 0
+    if not resident:
+        raise ProcessGoneError(f"{name} (process {pid}) ended while it was measured.")
+    return resident * _PAGE_BYTES
 
 
 def _cpu_seconds(name: str, pid: int) -> float:

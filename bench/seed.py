@@ -12,7 +12,7 @@ import hashlib
 import random
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
@@ -64,11 +64,23 @@ class World:
         payers: Ids of who pays; each began with MONEY_EACH, or with nothing where there is no ledger.
         tokens: An access token for each payer, good for 15 minutes.
         vendors: `users/{uuid}`, latitude and longitude of each.
+        opening: Online balances that were others when the load began, by owner.
     """
 
     payers: list[UUID]
     tokens: list[str]
     vendors: list[tuple[str, float, float]]
+    opening: dict[UUID, int] = field(default_factory=dict)
+
+    @property
+    def vendor_ids(self) -> list[UUID]:
+        """Whose shops they are."""
+        return [names.last_id(name) for name, _, _ in self.vendors]
+
+    def began_with(self) -> dict[UUID, int]:
+        """Online balances of everybody when the load began."""
+        nothing = dict.fromkeys(self.vendor_ids, 0)
+        return {**nothing, **dict.fromkeys(self.payers, MONEY_EACH), **self.opening}
 
 
 def payers_needed(rate: float, seconds: float) -> int:
@@ -105,7 +117,15 @@ async def seed(
         await _until(lambda: _knows_sites(engines["fraud"], vendors), "fraud")
         if ledger:
             await _until(lambda: _has_wallets(engines["payment"], shops + people), "payment")
-            await _top_up(engines["payment"], people)
+            owners = [person.user_id for person in people]
+            await _move(
+                engines["payment"],
+                owners,
+                MONEY_EACH,
+                purpose=Purpose.TOP_UP,
+                source=None,
+                target=Bucket.ONLINE,
+            )
         return World(
             [person.user_id for person in people],
             await _sign_in(engines["user"], KeyRing.read(key_file), people),
@@ -119,8 +139,20 @@ async def seed(
             await engine.dispose()
 
 
-def _account(role: Role) -> User:
-    now, user_id = datetime.now(UTC), uuid7()
+async def sign_in(
+    endpoints: Endpoints, key_file: Path, owners: Sequence[UUID], role: Role = Role.USER
+) -> list[str]:
+    """An access token for each owner, whom nobody but the ledger need know."""
+    engine = sql.create_engine(endpoints.services["user"].database_url)
+    try:
+        people = [_account(role, owner) for owner in owners]
+        return await _sign_in(engine, KeyRing.read(key_file), people)
+    finally:
+        await engine.dispose()
+
+
+def _account(role: Role, user_id: UUID | None = None) -> User:
+    now, user_id = datetime.now(UTC), user_id or uuid7()
     name = f"bench-{user_id.hex}"
     return User(user_id, name, "Bench", role, State.ACTIVE, "bench", now, now, 2)
 
@@ -197,7 +229,31 @@ async def _has_wallets(engine: AsyncEngine, accounts: Sequence[User]) -> bool:
     return True
 
 
-async def _top_up(engine: AsyncEngine, people: Sequence[User]) -> None:
+async def set_aside(endpoints: Endpoints, owners: Sequence[UUID], amount: int) -> None:
+    """Move part of everybody's money to where offline codes are paid from."""
+    engine = sql.create_engine(endpoints.services["payment"].database_url)
+    try:
+        await _move(
+            engine,
+            owners,
+            amount,
+            purpose=Purpose.MOVE_BALANCE,
+            source=Bucket.ONLINE,
+            target=Bucket.OFFLINE,
+        )
+    finally:
+        await engine.dispose()
+
+
+async def _move(
+    engine: AsyncEngine,
+    owners: Sequence[UUID],
+    amount: int,
+    *,
+    purpose: Purpose,
+    source: Bucket | None,
+    target: Bucket,
+) -> None:
     async def no_assessment(_: object) -> None:
         return None
 
@@ -209,22 +265,22 @@ async def _top_up(engine: AsyncEngine, people: Sequence[User]) -> None:
         now=lambda: datetime.now(UTC),
         new_id=uuid7,
         size_max=256,
-        queue_max=len(people),
+        queue_max=len(owners),
     )
     operator = uuid4()
     commands = [
         MoveFunds(
-            request=_request_of(operator),
+            request=_request_of(operator if source is None else owner),
             transfer_id=uuid7(),
-            wallet=WalletKey(person.user_id, CURRENCY),
-            purpose=Purpose.TOP_UP,
-            source=None,
-            target=Bucket.ONLINE,
-            amount=Money(MONEY_EACH, CURRENCY),
+            wallet=WalletKey(owner, CURRENCY),
+            purpose=purpose,
+            source=source,
+            target=target,
+            amount=Money(amount, CURRENCY),
             reference="bench",
-            actor=names.user_name(operator),
+            actor=names.user_name(operator if source is None else owner),
         )
-        for person in people
+        for owner in owners
     ]
     running = asyncio.create_task(group.run())
     try:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,10 +40,12 @@ class Variant:
     Attributes:
         module: What its payment processes run.
         variables: Of all its programs, without prefix.
+        mariadb: Further options of its MariaDB; the last of the same name counts.
     """
 
     module: str = "services.payment"
     variables: Mapping[str, str] = field(default_factory=dict)
+    mariadb: Sequence[str] = ()
 
 
 def check_environment() -> None:
@@ -114,8 +116,13 @@ def _varied(planned: Plan, variant: Variant) -> Plan:
             command[-1] = variant.module
         return replace(program, command=command, environment={**program.environment, **variables})
 
+    own = planned.mariadb
+    if own is not None:
+        program = replace(own.program, command=[*own.program.command, *variant.mariadb])
+        own = replace(own, program=program)
     return replace(
         planned,
+        mariadb=own,
         services=tuple(varied(program) for program in planned.services),
         gateway=varied(planned.gateway),
     )

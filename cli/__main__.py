@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench import command as bench
 from cli.databases import OWNERS, PROFILES
 from cli.process import StartError
 from cli.stack.layout import Layout
@@ -102,49 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_profile(demo)
 
-    bench = _command(
-        commands,
-        "bench",
-        _bench,
-        "measure on a stack of its own, beside references; exit 1 if the books do not match",
-    )
-    bench.add_argument(
-        "figure",
-        choices=("online", "offline", "fraud", "scale"),
-        help="online: payments through the gateway, settled and durable. "
-        "fraud: what judging a payment costs. offline and scale come with what they measure",
-    )
-    _add_profile(bench)
-    bench.add_argument(
-        "--rate",
-        type=_number,
-        default=1_000.0,
-        metavar="R",
-        help="payments offered a second (default: 1000)",
-    )
-    bench.add_argument(
-        "--seconds",
-        type=_number,
-        default=60.0,
-        metavar="N",
-        help="for how long they are offered, at most 600 (default: 60)",
-    )
-    bench.add_argument(
-        "--payment-processes",
-        type=_count,
-        default=1,
-        metavar="N",
-        help="how many payment processes share the work (default: 1)",
-    )
-    bench.add_argument(
-        "--no-references", action="store_true", help="measure the headline figure only"
-    )
-    bench.add_argument(
-        "--overload",
-        action="store_true",
-        help="offer twice the capacity for 10 s too: who is refused, and how soon all is well again",
-    )
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
+    bench.add_parser(commands)
 
     fraud = commands.add_parser(
         "fraud", help="how good the fraud checks are", description="How good the fraud checks are."
@@ -260,43 +219,6 @@ def _evaluate(options: argparse.Namespace) -> int:
     from cli.fraud import evaluate
 
     return evaluate.run(options.data, options.label_delay, options.from_day, options.json)
-
-
-def _bench(options: argparse.Namespace) -> int:
-    if options.figure == "fraud":
-        from bench import fraud
-
-        return fraud.run(options.json)
-    if options.figure != "online":
-        print(
-            f"tallystick: bench {options.figure} comes with the service it measures, which is not there yet. "
-            "Measure `tallystick bench online`.",
-            file=sys.stderr,
-        )
-        return _MISUSED
-    from bench import online
-
-    return online.run(
-        online.Options(
-            profile=options.profile,
-            rate=options.rate,
-            seconds=options.seconds,
-            payment_processes=options.payment_processes,
-            references=not options.no_references,
-            overload=options.overload,
-            json_file=options.json,
-        )
-    )
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number above zero.")
-    return value
 
 
 def _duration(text: str) -> float:

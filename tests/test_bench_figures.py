@@ -196,3 +196,8 @@ def test_an_overload_tells_who_was_refused_and_how_the_others_fared():
 )
 def test_it_has_recovered_when_two_windows_of_half_a_second_in_a_row_are_well(after, seconds):
     assert an_overload(after)["recovery_seconds"] == seconds
+
+
+def test_sizes_of_groups_count_groups_and_not_their_members():
+    assert figures.sizes({1: 9, 11: 1}) == {"mean": 2.0, "p95": 11, "max": 11}
+    assert figures.sizes({}) == {"mean": 0.0, "p95": 0.0, "max": 0}

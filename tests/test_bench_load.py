@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from bench import load
 from bench.http2 import NO_STATUS
 from bench.load import PATH, Schedule, Spec, Stretch
-from bench.processes import ProcessGoneError, cpu_seconds, machine_seconds
+from bench.processes import ProcessGoneError, cpu_seconds, machine_seconds, memory_bytes
 from services.payment.domain.payment import State
 from tallystick.payment.v1 import payment_pb2
 from tallystick.payment.v1 import payment_service_pb2 as pb
@@ -362,3 +362,26 @@ def test_calls_of_an_open_loop_that_wait_for_room_stay_due_when_it_is_over():
     assert dues == pytest.approx([number / 10 for number in range(20)])
     assert schedule.take(5.0, 0) is None
     assert schedule.is_over
+
+
+async def test_a_hot_vendor_can_be_given_everything(gateway):
+    await gateway.offered(Stretch("all", 0.5, rate=100), hot_every=1)
+
+    assert {request.vendor for request, _ in gateway.seen} == {VENDORS[0][0]}
+
+
+async def test_in_a_pause_nothing_is_called(gateway):
+    stretches = [Stretch("one", 0.1, rate=50), Stretch("pause", 0.3), Stretch("two", 0.1, rate=50)]
+
+    outcome = await gateway.offered(*stretches)
+
+    assert outcome.stretches == [0] * 5 + [2] * 5
+    assert outcome.dues[5] == pytest.approx(0.4, abs=0.001)
+
+
+def test_memory_is_what_the_kernel_says_and_a_process_that_is_gone_is_an_error():
+    found = memory_bytes({"this": os.getpid()})
+
+    assert 10 << 20 < found["this"] < 10 << 30
+    with pytest.raises(ProcessGoneError, match="fraud"):
+        memory_bytes({"fraud": 2**22})
