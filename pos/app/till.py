@@ -235,4 +235,6 @@ class Till(App[None]):
         self.show_state()
 
     def _tell(self, text: str) -> None:
-        self.query_one("#news", RichLog).write(f"{self._clock():%H:%M:%S} {text}")
+        # None while the program is closing, when a sync may still tell of itself.
+        for news in self.query("#news").results(RichLog):
+            news.write(f"{self._clock():%H:%M:%S} {text}")
