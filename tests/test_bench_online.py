@@ -38,9 +38,14 @@ def test_a_short_run_offers_what_was_asked_and_its_books_match(tmp_path):
     assert found["books_match"] is True
     assert found["books_wrong"] == []
     assert found["statuses"] == {"OK": 150}
-    assert found["states"] == {"SUCCESS": 148, "FLAGGED": 2}, "one in a hundred is too far away"
+    # One in a hundred is too far away, and whoever is back at once has travelled impossibly fast.
+    flagged = found["states"].pop("FLAGGED")
+    assert 2 <= flagged <= 4
+    assert found["states"] == {"SUCCESS": 150 - flagged}
     assert found["settled_per_second"] == pytest.approx(50, rel=0.1)
-    assert found["stored"] == {"SUCCESS": 297, "FLAGGED": 3}, "the warm-up is stored too"
+    stored = found["stored"]
+    assert 3 <= stored.pop("FLAGGED") <= 6, "the warm-up is stored too"
+    assert set(stored) == {"SUCCESS"}
     assert set(found["laws"].values()) == {True}
     assert set(found["latency_ms"]) == {"p50", "p95", "p99", "p999", "max"}
     assert 0 < found["latency_ms"]["p50"] <= found["latency_ms"]["p95"]
