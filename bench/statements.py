@@ -135,7 +135,13 @@ async def paste(url: str, rows: Rows) -> None:
 
 
 async def replay(
-    notes: Path, rows: Rows, fresh: Sequence[str], *, since: float, directory: Path
+    notes: Path,
+    rows: Rows,
+    fresh: Sequence[str],
+    *,
+    since: float,
+    directory: Path,
+    parts: int = _PARTS,
 ) -> Replay:
     """Replay a stretch.
 
@@ -145,6 +151,8 @@ async def replay(
         fresh: A database for each round, that may be made and filled.
         since: When the stretch began, seconds since 1970; what the service did before is left out.
         directory: For files on the way.
+        parts: Processes that replay at once, every so-manieth transaction each; SQLite takes one. With more than
+            one, two transactions may change places: the same work, but a wallet both wrote may keep the older row.
 
     Raises:
         StartError: a replaying process failed, or took too long.
@@ -159,8 +167,8 @@ async def replay(
     for url in fresh:
         await paste(url, rows)
         # SQLite has one writer at a time: a second one would only wait.
-        parts = 1 if make_url(url).get_backend_name() == "sqlite" else _PARTS
-        found = await _round(file, url, parts)
+        is_sqlite = make_url(url).get_backend_name() == "sqlite"
+        found = await _round(file, url, 1 if is_sqlite else parts)
         rates.append(payments / max(part["seconds"] for part in found))
         conflicts += sum(part["conflicts"] for part in found)
         client_seconds += sum(part["cpu_seconds"] for part in found)

@@ -78,7 +78,7 @@ def test_migrating_makes_every_database_and_once_more_changes_nothing(capsys, tm
         code, text = said(capsys, "migrate", "--data-dir", str(tmp_path))
         assert (code, text) == (0, "Migrated: user, payment, fraud, offline, admin.\n")
         made = sorted(path.name for path in tmp_path.glob("dev/*.db"))
-        assert made == ["admin.db", "fraud.db", "payment.db", "user.db"]
+        assert made == ["admin.db", "fraud.db", "offline.db", "payment.db", "user.db"]
 
 
 @pytest.mark.parametrize(
