@@ -20,6 +20,7 @@ class Line(settlement_service_pb2_grpc.SettlementServiceServicer):
     Attributes:
         cut: Nothing gets through.
         lost: So many answers get lost on their way back: the work was done.
+        losing: Of these RPCs only; of any, when empty.
         refusals: What it says of items instead of asking, by the payment's vendor: (reason, message).
         too_much: Vendors whose items make the whole call fail, as a defect would.
         asked: Every request, by RPC.
@@ -30,6 +31,7 @@ class Line(settlement_service_pb2_grpc.SettlementServiceServicer):
         self._real = real
         self.cut = False
         self.lost = 0
+        self.losing = set()
         self.refusals = {}
         self.too_much = set()
         self.asked = {"ReserveFunds": [], "SettleOffline": [], "ReleaseReservations": []}
@@ -46,7 +48,7 @@ class Line(settlement_service_pb2_grpc.SettlementServiceServicer):
         except grpc.aio.AioRpcError as error:
             metadata = tuple(error.trailing_metadata() or ())
             await context.abort(error.code(), error.details() or "", metadata)
-        if self.lost:
+        if self.lost and (not self.losing or rpc in self.losing):
             self.lost -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer was lost")
         return answer
