@@ -139,18 +139,14 @@ class TerminalService(terminal_service_pb2_grpc.TerminalServiceServicer):
                 await terminal_store.update_terminal(connection, terminal)
                 await self._record(connection, circumstances, Change.CHANGE_REVOKED, terminal)
                 revoked = events.tokens_revoked(
-                    self._recorder.new_id(),
-                    circumstances,
-                    terminal.name,
-                    issued_before=terminals.tokens_end(now),
+                    self._recorder.new_id(), circumstances, terminal.name
                 )
                 await self._recorder.record(connection, revoked)
             return terminal
 
         terminal = await self._recorder.change(work)
         assert terminal.revoke_time is not None
-        refused_before = terminals.tokens_end(terminal.revoke_time)
-        self._revocations.revoke(terminal.name, sql.micros(refused_before))
+        self._revocations.revoke(terminal.name, sql.micros(terminal.revoke_time))
         return pb.RevokeTerminalResponse(terminal=terminal_message(terminal))
 
     async def BatchGetTerminals(
