@@ -6,6 +6,7 @@ import base64
 import json
 import socket
 import time
+from uuid import uuid4
 
 import grpc
 import jwt
@@ -21,6 +22,8 @@ from tests.tokens import SigningKey, claims_of
 CODE = grpc.StatusCode
 # Takes an empty request, from USER, VENDOR and ADMIN, and answers with two messages.
 WATCH_PAYMENTS = "/tallystick.payment.v1.PaymentService/WatchPayments"
+# Takes an empty request, from TERMINAL.
+GET_TRUST_BUNDLE = "/tallystick.offline.v1.TerminalSyncService/GetTrustBundle"
 # Public, and takes an empty request.
 GET_SIGNING_KEYS = "/tallystick.user.v1.AuthService/GetSigningKeys"
 ROLES = [
@@ -189,6 +192,20 @@ def test_the_service_learns_who_calls_from_the_token(gateway):
     call = next(call for call in calls if call.caller.subject == claims["sub"])
     assert call.caller.roles == {access_pb2.ROLE_USER, access_pb2.ROLE_VENDOR}
     assert call.caller.token_issued_micros == claims["iat_us"]
+
+
+def test_a_terminals_token_makes_a_terminal_of_its_vendor(gateway):
+    vendor = f"users/{uuid4()}"
+    claims = claims_of("TERMINAL", subject=f"{vendor}/terminals/{uuid4()}")
+    del claims["sid"]  # A terminal has no session.
+
+    answer = gateway.call(GET_TRUST_BUNDLE, token=gateway.key.sign(claims))
+
+    assert answer.code is CODE.OK, answer
+    caller = last_call(gateway, "offline", GET_TRUST_BUNDLE).caller
+    assert caller.subject == claims["sub"]
+    assert (caller.is_terminal, caller.is_admin) == (True, False)
+    assert str(caller.user_id) == vendor.removeprefix("users/")
 
 
 SPOOFED = [

@@ -12,9 +12,8 @@ import grpc
 import pytest
 
 from services import streams
-from services.rpc import channel
-from services.rpc.revocations import Revocations, follow_revocations
-from services.rpc.server import Registration, Server
+from services.rpc.revocations import Revocations
+from services.rpc.server import Registration
 from services.user.domain.session import ACCESS_TOKEN_LIFE
 from tallystick.event.v1 import event_pb2
 from tallystick.user.v1 import (
@@ -25,12 +24,12 @@ from tallystick.user.v1 import (
     user_service_pb2_grpc,
 )
 from tests.eventually import eventually
+from tests.follower import following, is_revoked
 from tests.user_service import (
     PASSWORD,
     as_envoy_says,
     reason_of,
     refusal_of,
-    refused,
     serving_users,
 )
 
@@ -53,36 +52,19 @@ class AnsweringFake(user_service_pb2_grpc.UserServiceServicer):
 @asynccontextmanager
 async def another_service(tls_for, redis_url, user_address):
     """A `payment` process that follows revocations: a stub that calls it as the gateway does."""
-    revocations = Revocations()
     registration = Registration(
         user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
         user_service_pb2_grpc.add_UserServiceServicer_to_server,
         AnsweringFake(),
     )
-    server = Server("payment", "127.0.0.1:0", tls_for("payment"), [registration], revocations)
-    port = await server.start()
-    redis = streams.connect(redis_url)
-    to_users = channel.connect(user_address, "user", tls_for("payment"))
-    follower = asyncio.create_task(follow_revocations(revocations, redis, to_users))
-    try:
-        async with channel.connect(f"127.0.0.1:{port}", "payment", tls_for("gateway")) as calls:
-            yield user_service_pb2_grpc.UserServiceStub(calls)
-    finally:
-        follower.cancel()
-        await asyncio.gather(follower, return_exceptions=True)
-        await to_users.close()
-        await redis.aclose()
-        await server.stop(notice_seconds=0, grace_seconds=0)
+    async with following(tls_for, redis_url, user_address, "payment", registration) as calls:
+        yield user_service_pb2_grpc.UserServiceStub(calls)
 
 
 async def is_refused(stub, metadata):
     """Whether a token is refused as revoked."""
     request = user_service_pb2.GetUserRequest(name=f"users/{uuid4()}")
-    try:
-        await stub.GetUser(request, metadata=metadata)
-    except grpc.aio.AioRpcError as error:
-        return refused(error).reason == "TOKEN_REVOKED"
-    return False
+    return await is_revoked(stub.GetUser(request, metadata=metadata))
 
 
 async def revocations(users, caller="payment"):

@@ -63,11 +63,13 @@ def terminal_changed(
     return event
 
 
-def tokens_revoked(event_id: UUID, circumstances: Circumstances, subject: str) -> event_pb2.Event:
-    """The tokens of a person or a terminal issued before now are refused from now on."""
+def tokens_revoked(
+    event_id: UUID, circumstances: Circumstances, subject: str, *, issued_before: datetime
+) -> event_pb2.Event:
+    """Tokens of a person or a terminal issued before an instant are refused from now on."""
     event = _event(event_id, circumstances, subject)
     event.tokens_revoked.token_subject = subject
-    event.tokens_revoked.revoke_time.FromDatetime(circumstances.now)
+    event.tokens_revoked.revoke_time.FromDatetime(issued_before)
     return event
 
 

@@ -14,6 +14,8 @@ ISSUER = "https://tallystick"
 AUDIENCE = "tallystick"
 ACCESS_TOKEN_LIFE = timedelta(minutes=15)
 REFRESH_TOKEN_LIFE = timedelta(days=30)
+# Clocks of replicas differ by less than this.
+CLOCKS_APART_MAX = timedelta(minutes=1)
 # A spent token that comes again within this ends its session; later it is merely unknown. A terminal that is
 # open all day spends 96 a day, and every one of them is a row.
 SPENT_TOKEN_MEMORY = timedelta(days=7)

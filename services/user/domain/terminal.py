@@ -10,7 +10,7 @@ from uuid import UUID
 
 from services import names
 from services.user.domain import refusals
-from services.user.domain.session import token_claims
+from services.user.domain.session import CLOCKS_APART_MAX, token_claims
 from services.user.domain.site import Site
 from services.user.domain.user import State as UserState
 from services.user.domain.user import User
@@ -121,6 +121,14 @@ def revoke(terminal: Terminal, reason: str, *, now: datetime) -> Terminal:
         revoke_reason=reason,
         version=terminal.version + 1,
     )
+
+
+def tokens_end(revoke_time: datetime) -> datetime:
+    """Tokens issued before this are refused, of a terminal revoked at `revoke_time`.
+
+    Later than that: the replica that issued one may have a clock that is ahead, and a revoked terminal gets no other.
+    """
+    return revoke_time + CLOCKS_APART_MAX
 
 
 def check_assertion_time(issued: datetime, expires: datetime, *, now: datetime) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from opentelemetry import metrics
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -112,15 +112,24 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
     async def AuthenticateTerminal(
         self, request: pb.AuthenticateTerminalRequest, context: Context
     ) -> pb.AuthenticateTerminalResponse:
+        """As a sign-in: look, verify outside of any transaction, decide under the lock.
+
+        So who cannot sign for a terminal does not make its vendor's account wait.
+        """
         vendor_id, terminal_id = assertions.claimed_by(request.assertion)
+        known = await self._recorder.read(
+            lambda connection: terminal_store.find_terminal(connection, vendor_id, terminal_id)
+        )
+        if known is None:
+            raise refusals.assertion_invalid()
+        assertion = assertions.verify(request.assertion, known.public_key)
 
         async def work(connection: AsyncConnection) -> pb.AuthenticateTerminalResponse:
             # The vendor's lock: who is suspended meanwhile has its terminals' tokens revoked after this one is made.
             vendor = await user_store.lock_user(connection, vendor_id)
             terminal = await terminal_store.find_terminal(connection, vendor_id, terminal_id)
-            if vendor is None or terminal is None:
-                raise refusals.assertion_invalid()
-            assertion = assertions.verify(request.assertion, terminal.public_key)
+            assert vendor is not None  # Neither is ever removed.
+            assert terminal is not None
             now = self._recorder.now()
             terminals.check_assertion_time(assertion.issue_time, assertion.expire_time, now=now)
             if await terminal_store.is_assertion_used(
@@ -254,15 +263,17 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
 
 async def list_revocations(recorder: Recorder) -> list[tuple[str, datetime]]:
     """Token subjects revoked of late, and when: as long ago as a token may still be alive."""
-    # Replicas' clocks differ by less than this.
-    after = recorder.now() - sessions.ACCESS_TOKEN_LIFE - timedelta(minutes=1)
+    after = recorder.now() - sessions.ACCESS_TOKEN_LIFE - sessions.CLOCKS_APART_MAX
     found = await recorder.read(
         lambda connection: session_store.list_revocations(connection, after=after)
     )
     revoked = await recorder.read(
         lambda connection: terminal_store.list_revoked(connection, after=after)
     )
-    return [*((names.user_name(user_id), revoke_time) for user_id, revoke_time in found), *revoked]
+    return [
+        *((names.user_name(user_id), revoke_time) for user_id, revoke_time in found),
+        *((name, terminals.tokens_end(revoke_time)) for name, revoke_time in revoked),
+    ]
 
 
 def _token_hash(token: str) -> bytes:

@@ -139,14 +139,18 @@ class TerminalService(terminal_service_pb2_grpc.TerminalServiceServicer):
                 await terminal_store.update_terminal(connection, terminal)
                 await self._record(connection, circumstances, Change.CHANGE_REVOKED, terminal)
                 revoked = events.tokens_revoked(
-                    self._recorder.new_id(), circumstances, terminal.name
+                    self._recorder.new_id(),
+                    circumstances,
+                    terminal.name,
+                    issued_before=terminals.tokens_end(now),
                 )
                 await self._recorder.record(connection, revoked)
             return terminal
 
         terminal = await self._recorder.change(work)
         assert terminal.revoke_time is not None
-        self._revocations.revoke(terminal.name, sql.micros(terminal.revoke_time))
+        refused_before = terminals.tokens_end(terminal.revoke_time)
+        self._revocations.revoke(terminal.name, sql.micros(refused_before))
         return pb.RevokeTerminalResponse(terminal=terminal_message(terminal))
 
     async def BatchGetTerminals(

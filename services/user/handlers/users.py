@@ -289,7 +289,10 @@ class UserService(user_service_pb2_grpc.UserServiceServicer):
             connection,
             await self._recorder.user_changed(connection, circumstances, change, user),
             events.tokens_revoked(
-                self._recorder.new_id(), circumstances, names.user_name(user.user_id)
+                self._recorder.new_id(),
+                circumstances,
+                names.user_name(user.user_id),
+                issued_before=now,
             ),
         )
 

@@ -336,10 +336,10 @@ class TokensRevoked(_message.Message):
     TOKEN_SUBJECT_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
     token_subject: _builtins.str
-    """`users/{uuid}`."""
+    """`users/{uuid}` of a person, whose terminals' tokens are meant too, or `users/{uuid}/terminals/{uuid}`."""
     @_builtins.property
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
-        """Tokens issued before this are refused."""
+        """Tokens issued before this are refused. A minute ahead for a terminal, which never gets another one."""
 
     def __init__(
         self,

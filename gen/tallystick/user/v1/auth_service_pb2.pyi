@@ -392,10 +392,12 @@ class Revocation(_message.Message):
     SUBJECT_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
-    """`users/{uuid}`."""
+    """`users/{uuid}` of a person, whose terminals' tokens are meant too, or `users/{uuid}/terminals/{uuid}`."""
     @_builtins.property
     def revoke_time(self) -> _timestamp_pb2.Timestamp:
-        """Tokens with `iat` before this are refused."""
+        """Tokens issued before this, by their `iat_us`, are refused. Up to a minute ahead of now for a terminal, which never
+        gets another one.
+        """
 
     def __init__(
         self,
