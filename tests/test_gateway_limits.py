@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from uuid import uuid4
 
 import grpc
 import pytest
@@ -16,6 +17,9 @@ CREATE = PAYMENTS + "CreatePayment"
 BATCH = PAYMENTS + "BatchCreatePayments"
 LIST = PAYMENTS + "ListPayments"
 REFUND = PAYMENTS + "RefundPayment"
+SYNC = "/tallystick.offline.v1.TerminalSyncService/"
+GET_TRUST_BUNDLE = SYNC + "GetTrustBundle"
+GET_JOURNAL_HEAD = SYNC + "GetJournalHead"
 GET_SIGNING_KEYS = "/tallystick.user.v1.AuthService/GetSigningKeys"
 
 
@@ -160,6 +164,21 @@ def test_a_refused_call_never_reaches_the_service(gateway):
         gateway.call(CREATE, token=token)
 
     assert sum(len(each.calls) for each in gateway.backends["payment"]) == before
+
+
+def test_every_terminal_of_a_vendor_has_a_bucket_of_its_own(gateway):
+    vendor = f"users/{uuid4()}"
+    first, second = (
+        gateway.token("TERMINAL", subject=f"{vendor}/terminals/{uuid4()}") for _ in range(2)
+    )
+    draws = [gateway.call(GET_TRUST_BUNDLE, token=token) for token in (first, first, second)]
+
+    left = [int(answer.headers["x-ratelimit-remaining"]) for answer in draws]
+    limit = int(draws[0].headers["x-ratelimit-limit"])
+    assert left == [limit - 1, limit - 2, limit - 1]
+    # Nor does a terminal draw from its vendor, who uploads what a broken one exported.
+    own = gateway.call(GET_JOURNAL_HEAD, token=gateway.token("VENDOR", subject=vendor))
+    assert int(own.headers["x-ratelimit-remaining"]) == limit - 1
 
 
 def test_a_call_that_may_not_be_made_draws_nothing(gateway):

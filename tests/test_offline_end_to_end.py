@@ -20,6 +20,7 @@ from protocol import voucher
 from protocol.voucher import Spend
 from services import sql
 from tallystick.offline.v1 import journal_pb2, offline_pb2
+from tallystick.payment.v1 import payment_pb2
 from tallystick.type.v1 import position_pb2
 from tests import offline_world
 from tests.eventually import eventually
@@ -223,6 +224,12 @@ async def test_a_held_item_is_decided_by_a_person(world, shop, till):
         (item,) = await till.results(answer.batch.name)
         assert (item.state, reason_of(item)) == (offline_pb2.Item.STATE_HELD, "SEQUENCE_GAP")
         case = await world.operator.open_case(item.payment)
+        payment = case.payment
+        assert (payment.channel, payment.terminal) == (
+            payment_pb2.Payment.CHANNEL_OFFLINE,
+            till.name,
+        )
+        assert payment.occur_time.ToDatetime() < case.create_time.ToDatetime()
         await world.operator.decide(case.name, approve=approve, reason="Called the shop.")
 
         async def changed(name=answer.batch.name):

@@ -80,6 +80,31 @@ async def test_a_flagged_payment_opens_a_case_that_shows_the_payment(desk):
     assert case.create_time == event.occur_time
 
 
+@pytest.mark.parametrize(("decision", "becomes"), [(APPROVE, APPROVED), (REJECT, REJECTED)])
+async def test_a_case_of_an_offline_payment_shows_how_where_and_when_it_was_paid(
+    desk, decision, becomes
+):
+    payment = a_flagged_payment()
+    payment.channel = payment_pb2.Payment.CHANNEL_OFFLINE
+    payment.terminal = f"{payment.vendor}/terminals/{uuid4()}"
+    event = flagged(payment)
+    # Paid two days before it was uploaded.
+    sold = event.occur_time.ToDatetime(UTC) - timedelta(days=2)
+    event.payment_flagged.payment.occur_time.FromDatetime(sold)
+    await desk.happen(event)
+
+    case = await desk.case_about(payment)
+
+    assert case.kind == pb.Case.KIND_FLAGGED_PAYMENT
+    assert case.payment.channel == payment_pb2.Payment.CHANNEL_OFFLINE
+    assert case.payment.terminal == payment.terminal
+    assert case.payment.occur_time.ToDatetime(UTC) == sold
+    assert case.create_time == event.occur_time
+    decided = (await desk.decide(case, decision)).case
+    assert (decided.state, decided.payment) == (becomes, event.payment_flagged.payment)
+    assert await desk.list(kind=pb.Case.KIND_FLAGGED_PAYMENT) == [decided]
+
+
 @sqlite_only
 async def test_an_operator_made_by_an_operator_waits_for_nobody(desk):
     admin = a_user()

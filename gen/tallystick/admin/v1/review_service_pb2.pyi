@@ -115,7 +115,9 @@ class Case(_message.Message):
 
     @_builtins.property
     def payment(self) -> _payment_pb2.Payment:
-        """The payment, when it is about one; as it stood when the case opened."""
+        """The payment, when it is about one; as it stood when the case opened. Of one that a terminal took without network,
+        `channel`, `terminal` and `occur_time` tell how, where and when it was paid, which may be days before the case.
+        """
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
