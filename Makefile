@@ -66,9 +66,11 @@ lint: $(DEV) check-contracts
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/mypy
 
+# The same examples in the same order every time.
 test: $(DEV) debian-packages lint
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --hypothesis-profile steady --randomly-seed 1
 
+# Looks for new ones.
 test-slow: $(DEV) debian-packages
 	$(BIN)/pytest -m slow
 

@@ -13,12 +13,16 @@ from uuid import uuid4
 
 import pytest
 import redis
+from hypothesis import settings
 from sqlalchemy.engine import make_url
 
 from cli import mariadb as mariadb_server
 from cli import pki, process, valkey
 from services import sql
 from services.environment import Tls
+
+# What `make test` runs with: the same examples every time. `--hypothesis-profile=default` looks for new ones.
+settings.register_profile("steady", derandomize=True)
 
 
 class DatabaseUrl(Protocol):

@@ -120,7 +120,7 @@ async def test_what_is_on_its_way_is_not_broken(market):
 
     # Payment has answered, and the answer was lost.
     market.line.cut = False
-    market.line.lost = 1
+    market.line.lost["SettleOffline"] = 1
     market.clock.advance(timedelta(minutes=1))
     settled = sa.select(ledger.reservations).where(ledger.reservations.c.payment_id.is_not(None))
 

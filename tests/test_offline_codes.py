@@ -285,6 +285,7 @@ async def test_fields_that_break_the_contract(market):
         to_issue(*[10_00] * 6),
         to_issue(10_00, request_id="1"),
         to_issue(10_00, device_public_key=b"short"),
+        to_issue(10_00, device_public_key=(1).to_bytes(32, "little")),
         to_issue(10_00, scope="No Such"),
         to_issue(-1),
     ):

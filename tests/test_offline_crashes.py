@@ -52,7 +52,7 @@ async def test_payment_away_leaves_codes_reserving_and_the_same_request_goes_on(
 async def test_a_lost_answer_reserves_once(market):
     payer = await market.a_payer()
     request = to_issue(100_00)
-    market.line.lost = 1
+    market.line.lost["ReserveFunds"] = 1
 
     await refused(payer.codes.IssueCodes(request))
     answer = await payer.codes.IssueCodes(request)
@@ -66,7 +66,7 @@ async def test_a_lost_answer_reserves_once(market):
 async def test_the_sweeper_finishes_what_a_crash_left(market):
     payer = await market.a_payer()
     request = to_issue(100_00)
-    market.line.lost = 1
+    market.line.lost["ReserveFunds"] = 1
     await refused(payer.codes.IssueCodes(request))
 
     async def issued():
@@ -102,13 +102,13 @@ async def gone(payer):
 
 async def test_money_that_was_reserved_for_abandoned_codes_goes_back(market):
     payer = await market.a_payer(100_00)
-    market.line.lost = 10**9
+    market.line.lost.update({"ReserveFunds": 10**9, "ReleaseReservations": 10**9})
     await refused(payer.codes.IssueCodes(to_issue(100_00)))
     assert (await payer.balances())[2] == 100_00
 
     market.clock.advance(timedelta(minutes=15))
     await eventually(lambda: gone(payer))
-    market.line.lost = 0
+    market.line.lost.clear()
     # Not before a late copy of the call could have come through.
     await market.release()
     assert (await payer.balances())[2] == 100_00
@@ -194,8 +194,7 @@ async def test_asking_less_and_less_often(market):
 async def test_a_lost_answer_settles_once(market):
     payer, terminal = await market.a_payer(), await market.a_terminal()
     (issued,) = await payer.issue(10_00)
-    # Upkeep asks payment too, when it likes.
-    market.line.lost, market.line.losing = 1, {"SettleOffline"}
+    market.line.lost["SettleOffline"] = 1
 
     batch = (await terminal.submit(terminal.sale(issued, 4_00))).batch
     await market.until(sa.select(tables.entries).where(tables.entries.c.attempts > 0))
@@ -319,7 +318,7 @@ async def test_a_release_that_broke_off_goes_on(market):
     assert (await payer.balances())[2] == 100_00
     assert (await payer.list())[0].state == Code.STATE_EXPIRED
 
-    market.line.lost = 1
+    market.line.lost["ReleaseReservations"] = 1
     market.line.cut = False
 
     # The first to ask has its answer lost; whoever asks next is told the same.
@@ -329,7 +328,7 @@ async def test_a_release_that_broke_off_goes_on(market):
         return await payer.balances() == (0, 100_00, 0, 0)
 
     await eventually(back)
-    assert market.line.lost == 0
+    assert market.line.lost["ReleaseReservations"] == 0
 
 
 async def test_a_refused_request_was_never_on_record(market):

@@ -25,6 +25,8 @@ CODES = 2
 SERVICES = ("offline", "payment", "envoy", "valkey")
 # A vendor may have 100 terminals, and each run has a new one.
 RUNS_PER_SHOP = 50
+# Fraud holds what somebody pays from the tenth payment of a minute on; who is not killed pays that fast.
+RUNS_PER_PAYER = 4
 # A till takes half a second to start and less to sell and sync: the kills fall on every part of it.
 LATEST_KILL_SECONDS = 1.2
 
@@ -42,13 +44,13 @@ class Runs:
     async def prepare(self, count):
         shops = range(-(-count // RUNS_PER_SHOP))
         self.shops = [await self.world.person(vendor=True) for _ in shops]
-        self.payers = [await self.world.payer() for _ in range(2)]
+        self.payers = [await self.world.payer() for _ in range(-(-count // RUNS_PER_PAYER))]
 
-    async def run(self, seed):
+    async def run(self, number, seed):
         rng = random.Random(seed)
         victim = rng.choice(("till", "till", "till", *SERVICES))
         after = rng.uniform(0, LATEST_KILL_SECONDS)
-        codes = await self.take_codes(rng)
+        codes = await self.take_codes(self.payers[number // RUNS_PER_PAYER])
         directory = await self.till(seed)
         minor_units = rng.randrange(1, VALUE + 1)
         killed = None
@@ -70,9 +72,7 @@ class Runs:
             os.kill(pid, signal.SIGKILL)
         return pid
 
-    async def take_codes(self, rng):
-        payer = rng.choice(self.payers)
-
+    async def take_codes(self, payer):
         async def issued():
             # Issued while services come back: asked again, with another id, until they are.
             with contextlib.suppress(ApiError, PosError):
@@ -145,8 +145,8 @@ async def hold(directory, seeds):
             runs = Runs(world, directory / "tills")
             runs.directory.mkdir()
             await runs.prepare(len(seeds))
-            for seed in seeds:
-                await runs.run(seed)
+            for number, seed in enumerate(seeds):
+                await runs.run(number, seed)
             await runs.check()
 
 

@@ -91,7 +91,13 @@ async def test_a_vendor_has_at_most_so_many_terminals(shop, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"public_key": b"short"}, {"display_name": ""}, {"scope": "Ä"}]
+    "changes",
+    [
+        {"public_key": b"short"},
+        {"public_key": (1).to_bytes(32, "little")},
+        {"display_name": ""},
+        {"scope": "Ä"},
+    ],
 )
 async def test_fields_are_held_to_the_contract(shop, changes):
     refusal_call = shop.terminals.EnrollTerminal(shop.request(**changes), metadata=shop.metadata)

@@ -82,5 +82,6 @@ def verify(token: str, public_key: bytes) -> Assertion:
             datetime.fromtimestamp(int(claims["iat"]), UTC),
             datetime.fromtimestamp(int(claims["exp"]), UTC),
         )
-    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    # OSError: a time the C library cannot hold.
+    except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError, OSError) as error:
         raise refusals.assertion_invalid() from error

@@ -52,14 +52,15 @@ async def create_first_admin(
         passwords.close()
 
     async def work(connection: AsyncConnection) -> FirstAdmin | None:
-        if await user_store.admin_exists(connection):
-            return None
-        # Two at once both get here; one fails on the username, runs again, and finds an admin.
         username = "admin"
         for number in itertools.count(2):
             if not await user_store.username_exists(connection, username):
                 break
             username = f"admin-{number}"
+        # Of two at once, one fails on the username they chose alike, and runs again. Asked before the choice, it
+        # could find no admin, then the other's name taken, and make a second one under the next name.
+        if await user_store.admin_exists(connection):
+            return None
         moment = now()
         user = users.create_admin(new_id(), username, "Administrator", now=moment)
         await user_store.insert_user(connection, user, password_hash)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import grpc
@@ -19,8 +20,7 @@ class Line(settlement_service_pb2_grpc.SettlementServiceServicer):
 
     Attributes:
         cut: Nothing gets through.
-        lost: So many answers get lost on their way back: the work was done.
-        losing: Of these RPCs only; of any, when empty.
+        lost: So many answers get lost on their way back, by RPC: the work was done.
         refusals: What it says of items instead of asking, by the payment's vendor: (reason, message).
         too_much: Vendors whose items make the whole call fail, as a defect would.
         asked: Every request, by RPC.
@@ -30,8 +30,7 @@ class Line(settlement_service_pb2_grpc.SettlementServiceServicer):
     def __init__(self, real):
         self._real = real
         self.cut = False
-        self.lost = 0
-        self.losing = set()
+        self.lost = Counter()
         self.refusals = {}
         self.too_much = set()
         self.asked = {"ReserveFunds": [], "SettleOffline": [], "ReleaseReservations": []}
@@ -48,8 +47,8 @@ class Line(settlement_service_pb2_grpc.SettlementServiceServicer):
         except grpc.aio.AioRpcError as error:
             metadata = tuple(error.trailing_metadata() or ())
             await context.abort(error.code(), error.details() or "", metadata)
-        if self.lost and (not self.losing or rpc in self.losing):
-            self.lost -= 1
+        if self.lost[rpc]:
+            self.lost[rpc] -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the answer was lost")
         return answer
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from protocol import keys
 from protocol.code import DEFAULT_SCOPE
 from services import names, paging, telemetry
 from services.money import Money
@@ -28,6 +29,7 @@ from services.offline.store import codes as store
 from services.offline.store import double_spends as double_spend_store
 from services.offline.store import journals
 from services.offline.store import rights as right_store
+from services.rpc import refusals as access_refusals
 from services.rpc.identity import caller
 from services.rpc.server import Context
 from tallystick.offline.v1 import code_service_pb2 as pb
@@ -66,6 +68,8 @@ class CodeService(code_service_pb2_grpc.CodeServiceServicer):
         terms, owner_id = self._terms, caller().user_id
         if request.currency_code not in terms.currencies:
             raise refusals.currency_unsupported(request.currency_code, terms.currencies)
+        if request.device_public_key and keys.is_weak(request.device_public_key):
+            raise access_refusals.fields_invalid([("device_public_key", keys.WEAK)])
         scope = request.scope or DEFAULT_SCOPE
         if scope not in terms.scopes:
             raise refusals.scope_unknown(scope, terms.scopes)

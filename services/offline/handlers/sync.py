@@ -24,7 +24,6 @@ from services.rpc import refusals as access_refusals
 from services.rpc.identity import Caller, caller
 from services.rpc.server import Context
 from services.streams import Feed
-from tallystick.access.v1 import access_pb2
 from tallystick.event.v1 import event_pb2
 from tallystick.offline.v1 import offline_pb2, terminal_sync_service_pb2_grpc
 from tallystick.offline.v1 import terminal_sync_service_pb2 as pb
@@ -187,7 +186,7 @@ class TerminalSyncService(terminal_sync_service_pb2_grpc.TerminalSyncServiceServ
             Refusal: terminal_not_found.
         """
         who = caller()
-        name = asked or (who.subject if _is_terminal(who) else "")
+        name = asked or (who.subject if who.is_terminal else "")
         if not name or not _may_see(who, names.owner_id(name), names.last_id(name)):
             raise refusals.terminal_not_found(name)
         terminal = await self._directory.find(name)
@@ -205,14 +204,10 @@ def _counted(batch: Batch, states: Mapping[str, State]) -> offline_pb2.Batch:
     return counted(batch, Counter(states.values()))
 
 
-def _is_terminal(who: Caller) -> bool:
-    return access_pb2.ROLE_TERMINAL in who.roles
-
-
 def _may_see(who: Caller, vendor_id: UUID, terminal_id: UUID) -> bool:
     if who.is_admin:
         return True
-    if _is_terminal(who):
+    if who.is_terminal:
         return who.subject == names.terminal_name(vendor_id, terminal_id)
     return who.subject == names.user_name(vendor_id)
 

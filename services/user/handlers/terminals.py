@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from protocol import keys
 from services import names, paging, sql
 from services.rpc import identity
 from services.rpc import refusals as access_refusals
@@ -48,6 +49,8 @@ class TerminalService(terminal_service_pb2_grpc.TerminalServiceServicer):
         key = answers.request_key(caller.user_id, request.request_id)
         body_hash = answers.body_hash(request)
         asked = request.terminal
+        if keys.is_weak(asked.public_key):
+            raise access_refusals.fields_invalid([("terminal.public_key", keys.WEAK)])
 
         async def work(connection: AsyncConnection) -> bytes:
             vendor = await user_store.lock_user(connection, caller.user_id)

@@ -40,7 +40,7 @@ class IssueCodesRequest(_message.Message):
     """The area whose terminals shall take them; empty means `main`."""
     device_public_key: _builtins.bytes
     """Ed25519 public key of the payer's device, 32 bytes: each code comes as a signed voucher too, which only that device
-    can spend. Empty: typed codes only.
+    can spend. A point of small order is refused as FIELDS_INVALID: anybody could sign with it. Empty: typed codes only.
     """
     @_builtins.property
     def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

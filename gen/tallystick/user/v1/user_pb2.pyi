@@ -201,7 +201,9 @@ class Terminal(_message.Message):
     away the keys of its area only. Empty means `main`.
     """
     public_key: _builtins.bytes
-    """Its Ed25519 public key (RFC 8032), 32 bytes. Unique: a key is one terminal."""
+    """Its Ed25519 public key (RFC 8032), 32 bytes. Unique: a key is one terminal. A point of small order is refused as
+    FIELDS_INVALID: anybody could sign with it.
+    """
     state: Global___Terminal.State.ValueType
     """Where it stands."""
     revoke_reason: _builtins.str
