@@ -12,6 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services import bulk
 from services.money import Money
 from services.offline.domain.item import (
     Entry,
@@ -175,7 +176,7 @@ async def insert_entries(
         }
         for entry in new
     ]
-    await connection.execute(sa.insert(entries), rows)
+    await bulk.insert(connection, entries, rows)
 
 
 async def count_work(connection: AsyncConnection) -> int:
