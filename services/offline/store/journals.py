@@ -276,6 +276,12 @@ async def find_items(connection: AsyncConnection, item_ids: Collection[UUID]) ->
     return [_joined(row) for row in rows]
 
 
+async def read_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[UUID, State]:
+    """Where some items stand, by their ids."""
+    query = sa.select(entries.c.item_id, entries.c.state).where(entries.c.item_id.in_(item_ids))
+    return {row.item_id: State(row.state) for row in await connection.execute(query)}
+
+
 async def count_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[State, int]:
     """How many of some items stand where."""
     query = (
