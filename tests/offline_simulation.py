@@ -191,7 +191,9 @@ class Server:
         arrival = placed.arrival
         entry_id = self.ledger.new_id()
         self.known[name].setdefault(arrival.sequence, []).append(
-            journal.Known(arrival.content_hash, arrival.record_time, arrival.item_id)
+            journal.Known(
+                arrival.content_hash, arrival.record_time, arrival.bundle_version, arrival.item_id
+            )
         )
         self.by_item[arrival.item_id] = entry_id
         self.entries[entry_id] = Entry(
@@ -201,6 +203,7 @@ class Server:
             sequence=arrival.sequence,
             content_hash=arrival.content_hash,
             record_time=arrival.record_time,
+            bundle_version=arrival.bundle_version,
             receive_time=now,
             batch_id=names.last_id(batch),
             place=arrival.place,

@@ -220,6 +220,7 @@ class Intake:
             sequence=arrival.sequence,
             content_hash=arrival.content_hash,
             record_time=arrival.record_time,
+            bundle_version=arrival.bundle_version,
             receive_time=now,
             batch_id=batch_id,
             place=place,
