@@ -126,9 +126,7 @@ async def known_entries(
     )
     found: dict[int, list[Known]] = defaultdict(list)
     for row in await connection.execute(query):
-        known = Known(
-            bytes(row.content_hash), row.record_time, row.bundle_version, row.item_id
-        )
+        known = Known(bytes(row.content_hash), row.record_time, row.bundle_version, row.item_id)
         found[row.sequence].append(known)
     return found
 
