@@ -17,8 +17,9 @@ from services.fraud.domain.measures import measure
 from services.fraud.domain.rulebook import RuleBook
 from services.fraud.domain.variables import Case
 from services.fraud.features.derive import FeatureBatch
+from services.fraud.features.incidents import NO_INCIDENTS, Incidents
 from services.fraud.features.observation import Observation
-from services.fraud.features.store import FeatureStore, without_history
+from services.fraud.features.store import CLOCK_AHEAD_SECONDS, FeatureStore, without_history
 from services.fraud.model.scorer import Scorer
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
 
@@ -116,7 +117,7 @@ class Assessor:
             for at in possible
             if (measures := measured[at])
         ]
-        features, known = await self._features(observed, now)
+        features, incidents, known = await self._features(observed, now)
         scores = (
             self._scorer.score(features.matrix).tolist()
             if self._scorer.available and known
@@ -124,10 +125,19 @@ class Assessor:
         )
         rows = features.matrix.tolist()
         told = dict(zip(possible, zip(rows, scores, strict=True), strict=True))
+        happened = dict(zip(possible, incidents, strict=True))
         cases = [
             None
             if measures is None
-            else Case(said, measures, *told.get(at, ([], -1.0)), known, self._limits, now)
+            else Case(
+                said,
+                measures,
+                *told.get(at, ([], -1.0)),
+                known,
+                self._limits,
+                now,
+                happened.get(at, NO_INCIDENTS),
+            )
             for at, (said, measures) in enumerate(zip(facts, measured, strict=True))
         ]
         judged = self._judge(payments, problems, cases)
@@ -169,21 +179,26 @@ class Assessor:
 
     async def _features(
         self, observed: Sequence[Observation], now: float
-    ) -> tuple[FeatureBatch, bool]:
-        """The features, and whether they rest on history."""
+    ) -> tuple[FeatureBatch, Sequence[Incidents], bool]:
+        """The features, what went wrong with codes, and whether they rest on history."""
+        nothing = [NO_INCIDENTS] * len(observed)
         if not observed:
-            return without_history(observed, now=now), True
+            return without_history(observed, now=now), nothing, True
         if self._clock() >= self._ask_again_at:
             settled, self._settled = self._settled, []
             try:
                 async with asyncio.timeout(self._history_seconds):
-                    return await self._history.observe(observed, now=now, settled=settled), True
+                    features, incidents = await asyncio.gather(
+                        self._history.observe(observed, now=now, settled=settled),
+                        self._history.incidents.read(observed, latest=now + CLOCK_AHEAD_SECONDS),
+                    )
+                    return features, incidents, True
             except (RedisError, OSError, TimeoutError) as error:
                 # It may have learnt from them all the same, and knows them then by their ids.
                 self._settled = [*settled, *self._settled][:_SETTLED_MAX]
                 self._away(error)
         _degraded.add(len(observed))
-        return without_history(observed, now=now), False
+        return without_history(observed, now=now), nothing, False
 
     def _away(self, error: Exception) -> None:
         self._ask_again_at = self._clock() + _HISTORY_PAUSE_SECONDS

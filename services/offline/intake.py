@@ -16,7 +16,7 @@ from services import names, telemetry
 from services.offline import events, wire
 from services.offline.deciding import HANDED_OVER
 from services.offline.domain import journal, refusals
-from services.offline.domain.item import Entry, State, Work
+from services.offline.domain.item import Entry, Reason, State, Work
 from services.offline.domain.journal import Placed, Reception
 from services.offline.domain.terminal import Terminal
 from services.offline.domain.terms import Terms
@@ -167,7 +167,16 @@ class Intake:
             terminal.vendor_id,
             await batch_message(connection, batch),
         )
-        await self._recorder.record(connection, [fact])
+        guesses = _guesses(reception, readable, now)
+        facts = [fact]
+        if guesses:
+            circumstances = Circumstances(terminal.name, now, telemetry.trace_id())
+            facts.append(
+                events.wrong_codes_entered(
+                    self._recorder.new_id(), circumstances, terminal, guesses
+                )
+            )
+        await self._recorder.record(connection, facts)
         return batch, items
 
     async def _check_backlog(self, connection: AsyncConnection, now: datetime) -> None:
@@ -256,6 +265,17 @@ class Intake:
             receive_time=wire.timestamp(now),
         )
         return signed.sign_receipt(receipt, self._keys.issuer_key)
+
+
+def _guesses(
+    reception: Reception, readable: Mapping[int, Readable], now: datetime
+) -> list[tuple[int, datetime]]:
+    """Wrong codes that new entries tell of, and when they were typed in at the latest."""
+    return [
+        (told, now if placed.doubt is Reason.CLOCK_IMPLAUSIBLE else placed.arrival.record_time)
+        for placed in reception.fresh
+        if (told := readable[placed.arrival.place].wrong_codes)
+    ]
 
 
 async def _move_head(

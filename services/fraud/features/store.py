@@ -10,6 +10,7 @@ import numpy as np
 from redis.asyncio import Redis
 
 from services.fraud.features.derive import FeatureBatch, derive
+from services.fraud.features.incident_store import IncidentStore
 from services.fraud.features.layout import STATE, pack_label, pack_payment, unknown
 from services.fraud.features.observation import Label, Observation
 
@@ -27,6 +28,9 @@ class FeatureStore:
         remember_seconds: For how long observing a payment again gives the first answer.
         prefix: Of every key. Its hash tag keeps all keys in one slot, so that one script may touch
             those of many payers: in a cluster they lie on one shard.
+
+    Attributes:
+        incidents: What went wrong with offline codes; kept beside.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class FeatureStore:
         self._labels = redis.register_script(_LABELS)
         self._remember_seconds = remember_seconds
         self._prefix = prefix
+        self.incidents = IncidentStore(redis, prefix)
 
     async def observe(
         self,
