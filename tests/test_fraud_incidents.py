@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from services import streams
 from services.fraud import events
-from services.fraud.features.incident_store import IncidentStore
 from services.fraud.features.incidents import NO_INCIDENTS, Incident, Incidents, Kind
 from services.fraud.features.observation import Observation
+from services.fraud.features.store import FeatureStore
 from tallystick.event.v1 import event_pb2
 from tallystick.fraud.v1 import rule_service_pb2 as rules_pb
 from tallystick.offline.v1 import offline_pb2
@@ -52,18 +52,18 @@ def double_spend(first, second, owner=ANNA, at=T0):
 
 
 def seen(vendor=SHOP, payer=ANNA, at=T0):
-    return Observation("payments/1", payer, vendor, 1, at)
+    return Observation(f"payments/{uuid4()}", payer, vendor, 1, at)
 
 
 @pytest.fixture
 async def store(valkey_url):
     client = streams.connect(valkey_url)
-    yield IncidentStore(client, "{fraud}")
+    yield FeatureStore(client)
     await client.aclose()
 
 
-async def known(store, *observations, latest=T0 + 400 * DAY):
-    return await store.read(observations, latest=latest)
+async def known(store, *observations):
+    return (await store.observe(observations, now=T0 + 400 * DAY)).incidents
 
 
 def test_events_say_whose_incidents_they_are():
@@ -87,7 +87,7 @@ async def test_each_counts_once_for_its_own_side_and_fades_to_both_sides(store):
     twice = events.incidents(double_spend(SHOP, SHOP))
     shared = events.incidents(double_spend(SHOP, STALL))
     for _ in range(2):
-        await store.count([*guessed, *twice, *shared], latest=T0)
+        await store.count([*guessed, *twice, *shared], now=T0)
 
     assert await known(store, seen(), seen(STALL), seen(STALL, SHOP)) == [
         Incidents(8, 1, 1),
@@ -110,8 +110,8 @@ async def test_order_does_not_matter(valkey_server, said):
     client = redis.asyncio.Redis.from_url(valkey_server)
     for number, order in enumerate((incidents, incidents[::-1])):
         await client.flushdb()
-        store = IncidentStore(client, f"{{fraud-{number}}}")
-        await store.count(order, latest=T0 + 400 * DAY)
+        store = FeatureStore(client, prefix=f"{{fraud-{number}}}")
+        await store.count(order, now=T0 + 400 * DAY)
         found += await known(store, seen(at=T0 + 40 * DAY))
     await client.aclose()
 
@@ -119,7 +119,7 @@ async def test_order_does_not_matter(valkey_server, said):
 
 
 async def test_what_claims_to_be_later_than_now_happened_now(store):
-    await store.count(events.incidents(wrong_codes(SHOP, 8, at=T0 + 300 * DAY)), latest=T0)
+    await store.count(events.incidents(wrong_codes(SHOP, 8, at=T0 + 300 * DAY)), now=T0)
 
     (found,) = await known(store, seen())
 

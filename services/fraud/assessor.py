@@ -17,9 +17,9 @@ from services.fraud.domain.measures import measure
 from services.fraud.domain.rulebook import RuleBook
 from services.fraud.domain.variables import Case
 from services.fraud.features.derive import FeatureBatch
-from services.fraud.features.incidents import NO_INCIDENTS, Incidents
+from services.fraud.features.incidents import NO_INCIDENTS
 from services.fraud.features.observation import Observation
-from services.fraud.features.store import CLOCK_AHEAD_SECONDS, FeatureStore, without_history
+from services.fraud.features.store import FeatureStore, without_history
 from services.fraud.model.scorer import Scorer
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
 
@@ -117,7 +117,7 @@ class Assessor:
             for at in possible
             if (measures := measured[at])
         ]
-        features, incidents, known = await self._features(observed, now)
+        features, known = await self._features(observed, now)
         scores = (
             self._scorer.score(features.matrix).tolist()
             if self._scorer.available and known
@@ -125,7 +125,7 @@ class Assessor:
         )
         rows = features.matrix.tolist()
         told = dict(zip(possible, zip(rows, scores, strict=True), strict=True))
-        happened = dict(zip(possible, incidents, strict=True))
+        happened = dict(zip(possible, features.incidents, strict=True))
         cases = [
             None
             if measures is None
@@ -179,26 +179,21 @@ class Assessor:
 
     async def _features(
         self, observed: Sequence[Observation], now: float
-    ) -> tuple[FeatureBatch, Sequence[Incidents], bool]:
-        """The features, what went wrong with codes, and whether they rest on history."""
-        nothing = [NO_INCIDENTS] * len(observed)
+    ) -> tuple[FeatureBatch, bool]:
+        """The features, and whether they rest on history."""
         if not observed:
-            return without_history(observed, now=now), nothing, True
+            return without_history(observed, now=now), True
         if self._clock() >= self._ask_again_at:
             settled, self._settled = self._settled, []
             try:
                 async with asyncio.timeout(self._history_seconds):
-                    features, incidents = await asyncio.gather(
-                        self._history.observe(observed, now=now, settled=settled),
-                        self._history.incidents.read(observed, latest=now + CLOCK_AHEAD_SECONDS),
-                    )
-                    return features, incidents, True
+                    return await self._history.observe(observed, now=now, settled=settled), True
             except (RedisError, OSError, TimeoutError) as error:
                 # It may have learnt from them all the same, and knows them then by their ids.
                 self._settled = [*settled, *self._settled][:_SETTLED_MAX]
                 self._away(error)
         _degraded.add(len(observed))
-        return without_history(observed, now=now), nothing, False
+        return without_history(observed, now=now), False
 
     def _away(self, error: Exception) -> None:
         self._ask_again_at = self._clock() + _HISTORY_PAUSE_SECONDS

@@ -171,8 +171,7 @@ class FraudServer:
         return await self._server.start()
 
     async def _count_incidents(self, event: event_pb2.Event) -> None:
-        latest = self._now().timestamp()
-        await self._history.incidents.count(events.incidents(event), latest=latest)
+        await self._history.count(events.incidents(event), now=self._now().timestamp())
 
     async def _settle(self) -> None:
         """Let no profile wait longer than a second to learn, also when no payment comes."""
