@@ -281,10 +281,6 @@ class Terminal:
         who = vendor
         if who is None:
             who = await self._platform.sign_in(self.identity.name, self._key, self._clock())
-            assert who.server_time is not None
-            self._clock.learn(who.server_time)
-            if self._terms is not None:
-                self._clock.raise_floor(self._terms.server_time)
             await self._fetch_bundle(who)
             progress("Codes and keys are current.", None)
         report = Report()
@@ -314,13 +310,17 @@ class Terminal:
     async def _fetch_bundle(self, who: SignedIn) -> None:
         travelling = await self._platform.trust_bundle(who)
         terms = read_terms(verified(travelling, self._issuer_keys, self.identity.name))
-        if self._terms is not None and terms.version < self._terms.version:
-            return  # from a replica that lags: what is here is newer
-        self._clock.raise_floor(terms.server_time)
+        assert who.server_time is not None
         async with self._turn:
-            kept = travelling.SerializeToString()
-            await asyncio.to_thread(self._journal.keep, _BUNDLE, kept)
-            self._terms = terms
+            # Not one that a replica that lags has made: what is here is newer.
+            if self._terms is None or terms.version >= self._terms.version:
+                kept = travelling.SerializeToString()
+                await asyncio.to_thread(self._journal.keep, _BUNDLE, kept)
+                self._terms = terms
+            # Not before the new bundle counts: under the old one, a sale that is dated before the last one, which a
+            # clock that ran ahead had dated, would be held.
+            self._clock.learn(who.server_time)
+            self._clock.raise_floor(self._terms.server_time)
 
     @property
     def _issuer_keys(self) -> Mapping[str, bytes]:

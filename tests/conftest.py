@@ -25,6 +25,27 @@ from services.environment import Tls
 settings.register_profile("steady", derandomize=True)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much offline trade is simulated."""
+    group = parser.getgroup(
+        "simulation", "days of offline trade (tests/test_offline_simulation.py)"
+    )
+    group.addoption(
+        "--simulated-days",
+        type=int,
+        default=1_000,
+        metavar="N",
+        help="ten days a run, each run with a seed of its own (default: %(default)s)",
+    )
+    group.addoption(
+        "--simulation-seed",
+        type=int,
+        default=1,
+        metavar="SEED",
+        help="of the first run (default: %(default)s)",
+    )
+
+
 class DatabaseUrl(Protocol):
     """Makes databases: `database_url("user")` is a fresh one with that service's current schema."""
 

@@ -6,7 +6,9 @@ import asyncio
 import base64
 import itertools
 import json
+import os
 import secrets
+import sys
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,9 +20,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.timestamp_pb2 import Timestamp
 from uuid_utils.compat import uuid7
 
+from cli import process
 from protocol import code as protocol
 from protocol import signed, voucher
 from services import names, sql
+from services.environment import PREFIX
 from services.offline import audit, settling
 from services.offline.domain.terms import Terms
 from services.offline.server import OfflineServer
@@ -319,6 +323,39 @@ class OfflineStack:
             assert [task for task in server.background if task.done()] == []
         finally:
             await server.stop()
+
+    @asynccontextmanager
+    async def process(self, directory):
+        """A replica in a process of its own, by the real clock."""
+        port, settings = process.free_port(), self.settings
+        own = {
+            "LISTEN": f"127.0.0.1:{port}",
+            "DATABASE_URL": settings.database_url,
+            "REDIS_URL": settings.redis_url,
+            "USER_ADDRESS": settings.user_address,
+            "PAYMENT_ADDRESS": settings.payment_address,
+            "TLS_CERT_FILE": settings.tls.certificate_file,
+            "TLS_KEY_FILE": settings.tls.key_file,
+            "TLS_CA_FILE": settings.tls.ca_file,
+            "KEK_FILE": settings.key_encryption_key_file,
+            "CURRENCIES": ",".join(sorted(settings.terms.currencies)),
+            "OFFLINE_SCOPES": ",".join(sorted(settings.terms.scopes)),
+            "DRAIN_NOTICE_MS": 0,
+        }
+        variables = {f"{PREFIX}{name}": str(value) for name, value in own.items()}
+        log = directory / f"offline-{port}.log"
+        command = [sys.executable, "-P", "-m", "services.offline"]
+        running = process.start(command, log=log, environment={**os.environ, **variables})
+        try:
+            async with channel.connect(
+                f"127.0.0.1:{port}", "offline", self._tls_for("gateway")
+            ) as connected:
+                async with asyncio.timeout(30):
+                    await connected.channel_ready()
+                yield Replica(None, port, {"gateway": connected})
+        finally:
+            await asyncio.to_thread(process.stop, running, grace_seconds=10)
+        assert running.returncode == 0, log.read_text()
 
     def _serial(self):
         return self.new_serial()

@@ -92,6 +92,7 @@ class Lying:
         place=None,
         spend=None,
         item=None,
+        wrong_codes=0,
     ):
         """A signed entry; the chain goes on behind it unless its number was given."""
         at = datetime.now(UTC) if at is None else at
@@ -101,6 +102,7 @@ class Lying:
             sequence=self.sequence + 1 if sequence is None else sequence,
             previous_hash=self.previous,
             bundle_version=self.bundle.version,
+            wrong_codes=wrong_codes,
         )
         entry.record_time.FromDatetime(at)
         entry.server_time.CopyFrom(self.bundle.server_time)

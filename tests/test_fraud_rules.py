@@ -23,6 +23,7 @@ from services.fraud.domain.offline_risk import Level, after_label, after_suspici
 from services.fraud.domain.rulebook import RuleBook, judge_batch
 from services.fraud.domain.rules import Action, Entry, List, Mode, Rule, Suppression, built_in
 from services.fraud.domain.variables import VARIABLES, render, unknown_placeholders
+from services.fraud.features.incidents import NO_INCIDENTS, Incidents
 from services.fraud.features.spec import NAMES
 from services.money import Money
 from tests.fraud_checks import BUILT_IN, NOW, case_of
@@ -297,6 +298,52 @@ def test_a_vendor_that_is_always_far_away_has_its_usual_distance_subtracted():
 
     assert reasons(BUILT_IN.judge(strange, Guard())) == ["DISTANCE_OVER_LIMIT"]
     assert reasons(BUILT_IN.judge(usual, Guard())) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "at", "minor_units", "features"),
+    [
+        (
+            "CODE_GUESSING",
+            Incidents(wrong_codes=9.99),
+            Incidents(wrong_codes=10),
+            1,
+            {"offline": 1.0},
+        ),
+        ("CODE_GUESSING", NO_INCIDENTS, Incidents(wrong_codes=1e6), 1, {"offline": 1.0}),
+        (
+            "CODES_BROUGHT_TWICE",
+            Incidents(own_duplicates=2.99),
+            Incidents(own_duplicates=3),
+            1,
+            {"offline": 1.0},
+        ),
+        (
+            "CODES_SPENT_TWICE",
+            Incidents(double_spends=0.49),
+            Incidents(double_spends=0.5),
+            500_00,
+            {"offline": 0.0},
+        ),
+    ],
+)
+def test_what_went_wrong_with_codes_asks_for_a_person(name, below, at, minor_units, features):
+    case = a_case(minor_units, **features)
+
+    passed = BUILT_IN.judge(replace(case, incidents=below), Guard())
+    held = BUILT_IN.judge(replace(case, incidents=at), Guard())
+
+    assert passed.decision is Decision.ALLOW
+    assert (held.decision, reasons(held)) == (Decision.REVIEW, [name])
+    assert not is_suspicious(held), "who pays has not guessed, and who has is suspended already"
+
+
+def test_what_went_wrong_with_codes_holds_nothing_else():
+    known = Incidents(wrong_codes=1e6, own_duplicates=1e6, double_spends=1e6)
+
+    online = BUILT_IN.judge(replace(a_case(499_99, offline=0.0), incidents=known), Guard())
+
+    assert online.decision is Decision.ALLOW
 
 
 @pytest.mark.parametrize(

@@ -126,3 +126,14 @@ async def test_each_way_to_break_a_law_is_found_and_the_row_named(books, subtest
 
             assert set(broken) == laws, broken
             assert any(says in found for found in broken.values()), broken
+
+
+@pytest.mark.parametrize("law", [5, 9])
+async def test_what_stands_on_a_later_page_is_found_too(books, law, monkeypatch):
+    monkeypatch.setattr(audit, "_ROWS_AT_ONCE", 1)
+    statement = {
+        5: "UPDATE payments SET reservation_id = payment_id WHERE amount = 600 AND state = 4",
+        9: "UPDATE payments SET failure_reason = 1 WHERE state = 4",
+    }[law]
+
+    assert law in await broken_laws(books(), statement)

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from services import names
+from services.offline import audit
 from services.offline.store import tables
 from services.payment import store as ledger
 from tests.eventually import eventually
@@ -95,9 +96,12 @@ async def test_a_spent_code_whose_money_another_payment_took(market):
     market.books_agree = False
 
 
-async def test_a_sale_refused_as_late_that_was_in_time(market):
+async def test_a_sale_refused_as_late_that_was_in_time(market, monkeypatch):
+    # Read in pages: it stands on the second.
+    monkeypatch.setattr(audit, "_ROWS_AT_ONCE", 1)
     payer, terminal = await market.a_payer(), await market.a_terminal()
-    (issued,) = await payer.issue(10_00)
+    issued, other = await payer.issue(10_00, 20_00)
+    assert (await terminal.sell(other)).state == SETTLED
     sale = terminal.sale(issued)
     market.clock.advance(timedelta(days=9))
     await market.release()

@@ -59,6 +59,7 @@ def an_entry(**changes):
         "sequence": 1,
         "content_hash": bytes(32),
         "record_time": NOW,
+        "bundle_version": 1,
         "receive_time": NOW + HOUR,
         "batch_id": UUID(int=13),
         "place": 0,
@@ -286,7 +287,7 @@ def test_a_journal_that_does_not_begin_at_the_beginning_has_a_gap():
 
 
 def test_an_entry_connects_to_what_is_on_record():
-    known = {3: [Known(a_hash(3), NOW - DAY, None)]}
+    known = {3: [Known(a_hash(3), NOW - DAY, 1, None)]}
 
     assert doubts(receive(an_arrival(4), known=known)) == [Reason.NONE]
     torn = an_arrival(4, previous_hash=a_hash(77))
@@ -295,7 +296,7 @@ def test_an_entry_connects_to_what_is_on_record():
 
 def test_the_same_entry_again_is_known_by_its_content():
     item = UUID(int=104)
-    known = {4: [Known(a_hash(4), NOW - HOUR, item)]}
+    known = {4: [Known(a_hash(4), NOW - HOUR, 1, item)]}
 
     reception = receive(an_arrival(4), an_arrival(4, place=9), known=known, taken={item})
 
@@ -304,7 +305,7 @@ def test_the_same_entry_again_is_known_by_its_content():
 
 
 def test_another_entry_with_a_number_that_was_used_is_held():
-    known = {3: [Known(a_hash(3), NOW - DAY, None)], 4: [Known(a_hash(4), NOW - HOUR, None)]}
+    known = {3: [Known(a_hash(3), NOW - DAY, 1, None)], 4: [Known(a_hash(4), NOW - HOUR, 1, None)]}
     fork = an_arrival(4, content_hash=a_hash(44))
     after_the_fork = an_arrival(5, previous_hash=a_hash(44))
 
@@ -367,6 +368,25 @@ def test_time_before_the_bundle_or_the_entry_before_is_implausible():
         Reason.NONE,
         Reason.CLOCK_IMPLAUSIBLE,
     ]
+
+
+def test_a_clock_that_ran_ahead_and_was_set_right_by_a_sync_holds_no_sale_after_it():
+    ahead = an_arrival(1, previous_hash=journal.GENESIS, record_time=NOW + 20 * HOUR)
+    told = an_arrival(2, record_time=NOW - HOUR, bundle_version=2)
+    behind = an_arrival(3, record_time=NOW - 2 * HOUR, bundle_version=2)
+    set_back_untold = an_arrival(2, record_time=NOW - HOUR)
+    under_an_older_bundle = an_arrival(3, record_time=NOW - 2 * HOUR)
+
+    assert doubts(receive(ahead, told, behind)) == [
+        Reason.CLOCK_IMPLAUSIBLE,
+        Reason.NONE,
+        Reason.CLOCK_IMPLAUSIBLE,
+    ]
+    assert doubts(receive(ahead, set_back_untold))[1] is Reason.CLOCK_IMPLAUSIBLE
+    assert doubts(receive(ahead, told, under_an_older_bundle))[2] is Reason.CLOCK_IMPLAUSIBLE
+    # The one before may have arrived long before, or be a minute ahead and not itself in doubt.
+    known = {1: [Known(a_hash(1), NOW - HOUR + timedelta(minutes=1), 1, None)]}
+    assert doubts(receive(told, known=known)) == [Reason.NONE]
 
 
 # Codes and rights.

@@ -269,6 +269,22 @@ async def test_a_sale_far_from_the_shop_is_held_by_the_fraud_check(world, till):
     assert await till.upload(till.sale(code, place=chennai)) == ["HELD_FOR_REVIEW"]
 
 
+async def test_sales_are_held_at_a_shop_where_codes_are_guessed(world, shop, till):
+    async def sell(wrong_codes=0):
+        # Each by somebody else, or they would be held for being many.
+        (code,) = await world.codes(await world.payer(), 10_00)
+        return await till.upload(till.sale(code, 10_00, wrong_codes=wrong_codes))
+
+    assert await sell(wrong_codes=20) == ["SETTLED"]
+
+    async def held():
+        return await sell() == ["HELD_FOR_REVIEW"]
+
+    await eventually(held)
+    item = (await world.operator.offline_items(till.name))[0]
+    assert "CODE_GUESSING" in item.detail
+
+
 async def test_a_broken_entry_stops_none_of_the_others(world, shop, till):
     payer = await world.payer()
     first, second = await world.codes(payer, 100_00, 100_00)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from contextlib import AsyncExitStack
 from datetime import timedelta
 
 import pytest
@@ -45,6 +46,34 @@ async def test_one_code_at_fifty_terminals_and_two_replicas_is_paid_once(market)
     assert (await payer.right()).level == SUSPENDED
     assert (await payer.state_of(other)).state == Code.STATE_REVOKED
     assert len(await market.events("offline_right_changed")) == 1
+
+
+@pytest.mark.parametrize("dialect", ["mariadb"])
+async def test_one_code_at_fifty_terminals_and_four_processes_is_paid_once(market, tmp_path):
+    payer = await market.a_payer()
+    (issued,) = await payer.issue(100_00)
+    terminals = [await market.a_terminal() for _ in range(50)]
+    sales = [terminal.sale(issued) for terminal in terminals]
+    async with AsyncExitStack() as stack:
+        others = [await stack.enter_async_context(market.process(tmp_path)) for _ in range(3)]
+        replicas = [market.first, *others]
+        answers = await asyncio.gather(
+            *(
+                terminal.submit(sale, sync=terminal.at(replicas[number % 4]))
+                for number, (terminal, sale) in enumerate(zip(terminals, sales, strict=True))
+            )
+        )
+        reasons = Counter(
+            [
+                (await terminal.results(answer.batch))[0].reason
+                for terminal, answer in zip(terminals, answers, strict=True)
+            ]
+        )
+
+    assert reasons == {Reason.REASON_SETTLED: 1, DUPLICATE: 49}
+    assert sum([await terminal.vendor.online() for terminal in terminals]) == 100_00
+    # That all balances still sum to zero, the end of every test checks.
+    await market.bank.laws_hold()
 
 
 async def test_one_batch_uploaded_by_many_at_once_is_on_record_once(market):

@@ -447,6 +447,25 @@ async def test_a_clock_a_year_off_is_held(market, years):
     assert (await paid(market, item)).risk.reasons[0] == "CLOCK_IMPLAUSIBLE"
 
 
+async def test_a_sale_after_a_sync_that_set_the_clock_right_is_settled(market):
+    payer, terminal = await market.a_payer(), await market.a_terminal()
+    first, second, third = await payer.issue(100_00, 50_00, 20_00)
+    ahead = terminal.sale(first, at=market.clock() + timedelta(hours=1))
+    (item,) = await terminal.settle(ahead)
+    assert (item.state, item.reason) == (HELD, Reason.REASON_CLOCK_IMPLAUSIBLE)
+
+    market.clock.advance(timedelta(minutes=1))
+    await terminal.fetch()
+    market.clock.advance(timedelta(minutes=1))
+    (item,) = await terminal.settle(terminal.sale(second))
+
+    assert (item.state, item.reason) == (SETTLED, Reason.REASON_SETTLED)
+    # Nobody has told the time since: before the entry before it is still before it.
+    backwards = terminal.sale(third, at=market.clock() - timedelta(seconds=30))
+    (item,) = await terminal.settle(backwards)
+    assert item.reason == Reason.REASON_CLOCK_IMPLAUSIBLE
+
+
 async def test_a_bundle_nobody_gave_is_implausible(market):
     payer, terminal = await market.a_payer(), await market.a_terminal()
     (issued,) = await payer.issue(100_00)

@@ -1,6 +1,5 @@
 """A thousand simulated days of offline trade: whatever the network, the clocks and the kills do, the laws hold."""
 
-import os
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -11,10 +10,6 @@ from services.offline.domain.item import Reason
 from tests.offline_simulation import Simulation, digest
 
 DAYS = 10
-# `TALLYSTICK_SIMULATED_DAYS=100000 pytest tests/test_offline_simulation.py` simulates more; each run of ten days has a
-# seed of its own, from this one on.
-FIRST_SEED = int(os.environ.get("TALLYSTICK_SIMULATION_SEED", "1"))
-RUNS = int(os.environ.get("TALLYSTICK_SIMULATED_DAYS", "1000")) // DAYS
 # A journal syncs with every sale: in memory, where there is such a place, that takes no time.
 MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
@@ -31,22 +26,24 @@ async def simulate(seed):
 
 
 @pytest.mark.timeout(0)
-async def test_the_laws_hold_through_a_thousand_days():
+async def test_the_laws_hold_through_a_thousand_days(pytestconfig):
     reasons = Counter()
-    for seed in range(FIRST_SEED, FIRST_SEED + RUNS):
+    runs = max(pytestconfig.getoption("--simulated-days") // DAYS, 1)
+    first = pytestconfig.getoption("--simulation-seed")
+    for seed in range(first, first + runs):
         try:
             simulation = await simulate(seed)
         except BaseException as error:
             error.add_note(
-                f"seed {seed}: TALLYSTICK_SIMULATION_SEED={seed} TALLYSTICK_SIMULATED_DAYS={DAYS} "
-                "pytest tests/test_offline_simulation.py"
+                f"seed {seed}: pytest tests/test_offline_simulation.py --simulation-seed {seed} "
+                f"--simulated-days {DAYS}"
             )
             raise
         reasons.update(entry.reason for entry in simulation.server.entries.values())
 
     # It would prove little if these had not happened.
-    assert reasons[Reason.SETTLED] + reasons[Reason.PARTIALLY_SETTLED] > 10 * RUNS
-    if RUNS >= 100:
+    assert reasons[Reason.SETTLED] + reasons[Reason.PARTIALLY_SETTLED] > 10 * runs
+    if runs >= 100:
         for reason in ("DUPLICATE_CODE", "REVIEW_REJECTED", "REVOKED_BEFORE_SPEND"):
             assert reasons[Reason[reason]] > 0, reason
 

@@ -336,6 +336,30 @@ async def test_an_import_is_no_sale(market):
     assert answer.batch.state == DONE
 
 
+async def test_wrong_codes_that_a_journal_tells_of_are_told_once_and_in_event_time(market):
+    payer, terminal = await market.a_payer(), await market.a_terminal()
+    codes = await payer.issue(*[10_00] * 4)
+    quiet = terminal.sale(codes[0])
+    guessed = terminal.sale(codes[1], wrong_codes=4)
+    ahead = terminal.sale(codes[2], at=market.clock() + timedelta(days=1), wrong_codes=2)
+    imported = terminal.entry({"imported": journal_pb2.Imported(note="new")}, wrong_codes=1)
+
+    await terminal.submit(quiet)
+    assert await market.events("wrong_codes_entered") == []
+    await terminal.submit(quiet, guessed, ahead, imported)
+    await terminal.submit(guessed, ahead)
+
+    (event,) = await market.events("wrong_codes_entered")
+    told = event.wrong_codes_entered
+    assert (event.subject, told.terminal) == (terminal.name, terminal.name)
+    assert event.audience == [terminal.vendor.name]
+    assert [each.count for each in told.entered] == [4, 2, 1]
+    at = [each.time for each in told.entered]
+    assert at[0] == journal_pb2.Entry.FromString(guessed.content).record_time
+    # A date that cannot be is not believed.
+    assert at[1] == at[2] == event.occur_time
+
+
 async def test_a_vendor_uploads_its_broken_terminals_journal(market):
     payer, terminal = await market.a_payer(), await market.a_terminal()
     (issued,) = await payer.issue(10_00)

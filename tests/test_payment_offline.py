@@ -530,7 +530,9 @@ async def test_without_the_fraud_service_items_up_to_the_floor_pass_and_larger_o
     bank.fraud.failure = ZeroDivisionError()
 
     results = await codes.settle(
-        an_item(small, vendor, FLOOR),
+        an_item(
+            small, vendor, FLOOR, code_age=Duration(seconds=3600, nanos=5_000), device="phone 7"
+        ),
         an_item(large, vendor, FLOOR + 1),
         an_item(held, vendor, 1_00, hold_reason="SEQUENCE_GAP"),
     )
@@ -548,6 +550,7 @@ async def test_without_the_fraud_service_items_up_to_the_floor_pass_and_larger_o
     assert [event.subject for event in told] == [results[0].payment.name]
     (late,) = bank.fraud.asked[asked:]
     assert (late.offline, late.occur_time) == (True, results[0].payment.occur_time)
+    assert (late.code_age, late.device) == (Duration(seconds=3600, nanos=5_000), "phone 7")
 
 
 async def assessed(bank):

@@ -15,6 +15,7 @@ from pos.status import Network
 from pos.terminal import Terminal, enroll
 from pos.vault import Vault
 from protocol import signed
+from services.offline.domain.item import Reason
 from tallystick.offline.v1 import terminal_sync_service_pb2 as sync_pb
 from tallystick.user.v1 import user_pb2
 from tests.ledger_world import ASHA
@@ -351,6 +352,31 @@ async def test_the_server_corrects_a_clock_that_dated_a_sale_ahead(world, till):
 
     assert till.running._clock() == world.now
     assert resume(till)._clock() == world.now, "the sale's date does not come back"
+
+
+async def test_a_clock_that_ran_ahead_costs_the_sales_it_dated_and_none_after_the_sync(world, till):
+    till.skew = timedelta(hours=20)
+    resume(till)
+    sell(world, till, 1)
+    world.now += timedelta(minutes=1)
+    # The bundle is lost on its way: under the old one the clock stays as it was, and sales in their order.
+    till.running._platform.trust_bundle = lost
+    with pytest.raises(PosError):
+        await till.running.sync()
+    assert till.running._clock() > world.now + timedelta(hours=19)
+    del till.running._platform.trust_bundle
+    await till.running.sync()
+    world.now += timedelta(minutes=1)
+    sell(world, till, 1)
+    await till.running.sync()
+    world.server.decide(2)
+
+    first, second = world.server.entries.values()
+    assert (first.doubt, second.doubt) == (Reason.CLOCK_IMPLAUSIBLE, Reason.NONE)
+
+
+async def lost(_who):
+    raise PosError("UNREACHABLE", "cut off")
 
 
 async def test_a_sync_does_not_show_offline_while_it_runs(world, till):

@@ -17,6 +17,7 @@ from services.fraud.domain.measures import measure
 from services.fraud.domain.rulebook import RuleBook
 from services.fraud.domain.variables import Case
 from services.fraud.features.derive import FeatureBatch
+from services.fraud.features.incidents import NO_INCIDENTS
 from services.fraud.features.observation import Observation
 from services.fraud.features.store import FeatureStore, without_history
 from services.fraud.model.scorer import Scorer
@@ -124,10 +125,19 @@ class Assessor:
         )
         rows = features.matrix.tolist()
         told = dict(zip(possible, zip(rows, scores, strict=True), strict=True))
+        happened = dict(zip(possible, features.incidents, strict=True))
         cases = [
             None
             if measures is None
-            else Case(said, measures, *told.get(at, ([], -1.0)), known, self._limits, now)
+            else Case(
+                said,
+                measures,
+                *told.get(at, ([], -1.0)),
+                known,
+                self._limits,
+                now,
+                happened.get(at, NO_INCIDENTS),
+            )
             for at, (said, measures) in enumerate(zip(facts, measured, strict=True))
         ]
         judged = self._judge(payments, problems, cases)

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from services import names
 from services.fraud.domain.offline_risk import Level
+from services.fraud.features.incidents import Incident, Kind
 from tallystick.event.v1 import event_pb2
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
 from tallystick.payment.v1 import payment_pb2
@@ -42,6 +45,39 @@ def verdict(event: event_pb2.Event) -> Verdict | None:
     else:
         return None
     return Verdict(event.subject, fraud, reason, event.actor) if reason else None
+
+
+def is_incident(event: event_pb2.Event) -> bool:
+    """Whether an event of the offline service tells of guessed codes or of one spent twice."""
+    return event.WhichOneof("fact") in {"wrong_codes_entered", "double_spend_found"}
+
+
+def incidents(event: event_pb2.Event) -> list[Incident]:
+    """What went wrong, out of an event of the offline service."""
+    if event.WhichOneof("fact") == "wrong_codes_entered":
+        entered = event.wrong_codes_entered
+        vendor = names.user_name(names.owner_id(entered.terminal))
+        return [
+            Incident(
+                f"{event.event_id}/{place}",
+                Kind.WRONG_CODES,
+                vendor,
+                each.count,
+                _seconds(each.time),
+            )
+            for place, each in enumerate(entered.entered)
+        ]
+    found = event.double_spend_found.double_spend
+    first, second = (names.owner_id(item.terminal) for item in (found.first, found.second))
+    # By the server's clock: a terminal that brings a code twice may date it as it likes.
+    at = _seconds(found.find_time)
+    if first == second:
+        return [Incident(event.event_id, Kind.OWN_DUPLICATE, names.user_name(second), 1, at)]
+    return [Incident(event.event_id, Kind.DOUBLE_SPEND, found.owner, 1, at)]
+
+
+def _seconds(time: Timestamp) -> float:
+    return time.seconds + time.nanos / 1e9
 
 
 def alert_raised(event_id: UUID, alert: pb.Alert) -> event_pb2.Event:

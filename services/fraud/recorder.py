@@ -19,6 +19,7 @@ from services.fraud.assessor import Judged
 from services.fraud.domain.assessment import Decision
 from services.fraud.domain.guard import Guard
 from services.fraud.domain.offline_risk import after_suspicion, is_suspicious
+from services.fraud.features.incidents import NO_INCIDENTS
 from services.fraud.store import assessments, offline_risks
 from services.fraud.store.assessments import Stored, StoredAlert
 from services.fraud.store.offline_risks import Change
@@ -220,6 +221,8 @@ def _row(payment_id: UUID, each: Judged, time: datetime) -> Stored:
         history_known=case is not None and case.history_known,
     )
     record.create_time.FromDatetime(time)
+    if case is not None and case.incidents != NO_INCIDENTS:
+        record.incidents.CopyFrom(wire.incidents_message(case.incidents))
     return Stored(
         payment_id=payment_id,
         create_time=time,

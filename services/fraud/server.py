@@ -36,6 +36,7 @@ from services.rpc.lifetime import until_terminated
 from services.rpc.revocations import Revocations, follow_revocations
 from services.rpc.server import Registration, Server
 from services.streams import Feed
+from tallystick.event.v1 import event_pb2
 from tallystick.fraud.v1 import (
     fraud_service_pb2,
     fraud_service_pb2_grpc,
@@ -82,7 +83,8 @@ class FraudServer:
         self._relay = Relay(self._engine, store.event_log, self._redis, SERVICE)
         self._scorer = Scorer.load(settings.model_directory)
         self._guard = Guard(settings.decline_share_max)
-        history = FeatureStore(self._redis)
+        self._now = now
+        self._history = history = FeatureStore(self._redis)
         self.books = Books(self._engine, self._relay, now=now, new_id=new_id)
         self.recorder = Recorder(self._engine, self._relay, self._guard, now=now, new_id=new_id)
         self.labels = Labels(
@@ -157,8 +159,19 @@ class FraudServer:
                 self.labels.take,
                 at_once=_LABELS_AT_ONCE,
             ),
+            streams.consume(
+                self._redis,
+                "offline",
+                SERVICE,
+                secrets.token_hex(4),
+                self._count_incidents,
+                wanted=events.is_incident,
+            ),
         )
         return await self._server.start()
+
+    async def _count_incidents(self, event: event_pb2.Event) -> None:
+        await self._history.count(events.incidents(event), now=self._now().timestamp())
 
     async def _settle(self) -> None:
         """Let no profile wait longer than a second to learn, also when no payment comes."""

@@ -19,6 +19,7 @@ from services.fraud.domain.assessment import (
 )
 from services.fraud.domain.measures import Measures, measure
 from services.fraud.domain.variables import Case
+from services.fraud.features.incidents import Incidents
 from services.fraud.features.observation import Observation, ObservedPosition
 from services.money import Money
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
@@ -103,6 +104,15 @@ def answer(payment: str, found: Assessment) -> pb.Assessment:
     )
 
 
+def incidents_message(known: Incidents) -> pb.CodeIncidents:
+    """What went wrong with offline codes."""
+    return pb.CodeIncidents(
+        vendor_wrong_codes=known.wrong_codes,
+        vendor_duplicates=known.own_duplicates,
+        payer_double_spends=known.double_spends,
+    )
+
+
 def pack(measures: Measures, features: Sequence[float]) -> bytes:
     """What a payment was judged on, to be kept."""
     away, beyond = measures.away_meters, measures.beyond_meters
@@ -141,4 +151,9 @@ def unpack(kept: bytes, record: pb.GetAssessmentResponse, limits: Limits) -> Cas
         model_score=record.model_score,
         limits=limits,
         time=record.create_time.seconds + record.create_time.nanos / 1e9,
+        incidents=Incidents(
+            record.incidents.vendor_wrong_codes,
+            record.incidents.vendor_duplicates,
+            record.incidents.payer_double_spends,
+        ),
     )

@@ -103,6 +103,20 @@ def double_spend_found(
     return event
 
 
+def wrong_codes_entered(
+    event_id: UUID,
+    circumstances: Circumstances,
+    terminal: Terminal,
+    entered: Iterable[tuple[int, datetime]],
+) -> event_pb2.Event:
+    """Codes were guessed at a terminal: how many, and when."""
+    event = _event(event_id, circumstances, terminal.name, terminal.vendor_id)
+    event.wrong_codes_entered.terminal = terminal.name
+    for count, time in entered:
+        event.wrong_codes_entered.entered.add(count=count, time=wire.timestamp(time))
+    return event
+
+
 def right_changed(
     event_id: UUID, circumstances: Circumstances, right: Right, terms: Terms
 ) -> event_pb2.Event:

@@ -17,7 +17,7 @@ from services import names, telemetry
 from services.offline import events, wire
 from services.offline.deciding import HANDED_OVER
 from services.offline.domain import journal, refusals
-from services.offline.domain.item import Entry, State, Work
+from services.offline.domain.item import Entry, Reason, State, Work
 from services.offline.domain.journal import Placed, Reception
 from services.offline.domain.terminal import Terminal
 from services.offline.domain.terms import Terms
@@ -184,7 +184,16 @@ class Intake:
         fact = events.batch_received(
             self._recorder.new_id(), circumstances, terminal.vendor_id, message
         )
-        await self._recorder.record(connection, [fact])
+        guesses = _guesses(reception, readable, now)
+        facts = [fact]
+        if guesses:
+            circumstances = Circumstances(terminal.name, now, telemetry.trace_id())
+            facts.append(
+                events.wrong_codes_entered(
+                    self._recorder.new_id(), circumstances, terminal, guesses
+                )
+            )
+        await self._recorder.record(connection, facts)
         return _Recorded(batch, message, items)
 
     async def _check_backlog(self, connection: AsyncConnection, now: datetime) -> None:
@@ -238,6 +247,7 @@ class Intake:
             sequence=arrival.sequence,
             content_hash=arrival.content_hash,
             record_time=arrival.record_time,
+            bundle_version=arrival.bundle_version,
             receive_time=now,
             batch_id=batch_id,
             place=place,
@@ -272,6 +282,17 @@ class Intake:
             receive_time=wire.timestamp(now),
         )
         return signed.sign_receipt(receipt, self._keys.issuer_key)
+
+
+def _guesses(
+    reception: Reception, readable: Mapping[int, Readable], now: datetime
+) -> list[tuple[int, datetime]]:
+    """Wrong codes that new entries tell of, and when they were typed in at the latest."""
+    return [
+        (told, now if placed.doubt is Reason.CLOCK_IMPLAUSIBLE else placed.arrival.record_time)
+        for placed in reception.fresh
+        if (told := readable[placed.arrival.place].wrong_codes)
+    ]
 
 
 async def _move_head(

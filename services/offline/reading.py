@@ -65,11 +65,13 @@ class Readable:
         arrival: Its place.
         claim: Of a sale.
         flaw: What in it breaks the contract: it stands in the journal, and is no sale. Empty for nothing.
+        wrong_codes: Guesses that it tells of.
     """
 
     arrival: Arrival
     claim: Claim | None
     flaw: str = ""
+    wrong_codes: int = 0
 
 
 class Reader:
@@ -113,7 +115,8 @@ class Reader:
             return Broken(place, Reason.ENTRY_MALFORMED, _words(violations) or "has no place")
         if violations:
             return Readable(arrival, None, _words(violations))
-        return Readable(arrival, self._claim(entry) if entry.HasField("sale") else None)
+        claim = self._claim(entry) if entry.HasField("sale") else None
+        return Readable(arrival, claim, wrong_codes=entry.wrong_codes)
 
     def _claim(self, entry: Entry) -> Claim:
         sale = entry.sale

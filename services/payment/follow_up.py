@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from uuid import UUID
@@ -16,7 +16,7 @@ from services.payment import store, wire
 from services.payment.clients import Fraud
 from services.payment.domain.book import Task
 from services.payment.domain.commands import RecordAssessment, SettlePending
-from services.payment.domain.payment import Payment, Risk
+from services.payment.domain.payment import Payment, Risk, Shown
 from services.payment.group import Group
 from services.refusal import Refusal
 
@@ -89,12 +89,17 @@ class FollowUp:
             unassessed = await store.due_tasks(
                 connection, Task.ASSESS, before=now, limit=_PAYMENTS_PER_TURN
             )
+            shown = await store.shown(connection, [each.payment_id for each in unassessed])
         await asyncio.gather(*(self._attempt(self.settle, payment) for payment in left))
         if unassessed:
-            await self._assess(unassessed)
+            await self._assess(unassessed, shown)
 
-    async def _assess(self, payments: list[Payment]) -> None:
-        assessments = await self._fraud.assess([wire.facts(payment) for payment in payments])
+    async def _assess(
+        self, payments: Sequence[Payment], shown: Mapping[UUID, Shown | None]
+    ) -> None:
+        assessments = await self._fraud.assess(
+            [wire.facts(payment, shown.get(payment.payment_id)) for payment in payments]
+        )
         if assessments is None:
             return
         await asyncio.gather(

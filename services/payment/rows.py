@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -25,6 +26,7 @@ from services.payment.domain.payment import (
     Payment,
     Position,
     Risk,
+    Shown,
     State,
 )
 from services.payment.domain.reservation import Reservation, ReservationState
@@ -33,6 +35,7 @@ from services.payment.domain.reservation import Reservation, ReservationState
 _MOVED = struct.Struct(">5q")
 # What had been refunded once this refund, or this end of a review, was done; update time in microseconds.
 _REFUNDED = struct.Struct(">2q")
+_MICROSECOND = timedelta(microseconds=1)
 
 
 def wallet_id(key: WalletKey) -> bytes:
@@ -237,3 +240,20 @@ def reservation_row(reservation: Reservation) -> dict[str, Any]:
         "create_time": reservation.create_time,
         "update_time": reservation.update_time,
     }
+
+
+def shown_row(shown: Shown | None) -> dict[str, Any]:
+    """What an offline payment was paid with; None for an online one."""
+    age = None if shown is None else shown.code_age
+    return {
+        "code_age_micros": None if age is None else age // _MICROSECOND,
+        "device": None if shown is None else shown.device,
+    }
+
+
+def shown_of(row: Any) -> Shown | None:
+    """Out of a row."""
+    if row.device is None:
+        return None
+    age = row.code_age_micros
+    return Shown(None if age is None else age * _MICROSECOND, row.device)

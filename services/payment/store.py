@@ -13,7 +13,7 @@ from services import bulk, sql
 from services import event_log as event_logs
 from services.payment.domain.book import Answered, Book, Policy, Task
 from services.payment.domain.ledger import Ledger, Transfer, Wallet, WalletKey
-from services.payment.domain.payment import Payment
+from services.payment.domain.payment import Payment, Shown
 from services.payment.domain.reservation import Reservation
 from services.payment.rows import (
     outcome_of,
@@ -22,6 +22,8 @@ from services.payment.rows import (
     request_row,
     reservation_of,
     reservation_row,
+    shown_of,
+    shown_row,
     transfer_of,
     transfer_row,
     wallet_id,
@@ -139,6 +141,9 @@ payment_tasks = sa.Table(
     sa.Column("task", sa.SmallInteger, primary_key=True),
     sa.Column("payment_id", sql.Id, primary_key=True),
     sa.Column("create_time", sql.Instant, nullable=False),
+    # Of an offline payment that is to be assessed: the age of its code in microseconds, and the payer's device.
+    sa.Column("code_age_micros", sa.BigInteger),
+    sa.Column("device", sa.String(64)),
 )
 
 event_log = event_logs.table(metadata)
@@ -300,6 +305,17 @@ async def due_tasks(
     return [payment_of(row) for row in await connection.execute(query)]
 
 
+async def shown(
+    connection: AsyncConnection, payment_ids: Iterable[UUID]
+) -> dict[UUID, Shown | None]:
+    """What payments that are to be assessed were paid with; None for online ones."""
+    query = sa.select(payment_tasks).where(
+        payment_tasks.c.task == int(Task.ASSESS),
+        payment_tasks.c.payment_id.in_(list(payment_ids)),
+    )
+    return {row.payment_id: shown_of(row) for row in await connection.execute(query)}
+
+
 async def save(connection: AsyncConnection, book: Book, *, now: datetime) -> None:
     """Write what a book decided; its facts are the caller's to record. Nothing decided writes nothing."""
     rows = [request_row(key, answered) for key, answered in book.new_requests.items()]
@@ -316,6 +332,7 @@ async def save(connection: AsyncConnection, book: Book, *, now: datetime) -> Non
     await bulk.upsert(connection, reservations, rows)
     rows = [
         {"task": int(task), "payment_id": payment_id, "create_time": now}
+        | shown_row(book.shown.get(payment_id))
         for payment_id, task in book.new_tasks
     ]
     await bulk.insert(connection, payment_tasks, rows)

@@ -17,7 +17,7 @@ from services.payment.domain.ledger import (
     Wallet,
     WalletKey,
 )
-from services.payment.domain.payment import Channel, Decision, Payment, Position, Risk
+from services.payment.domain.payment import Channel, Decision, Payment, Position, Risk, Shown
 from tallystick.fraud.v1 import fraud_service_pb2
 from tallystick.payment.v1 import payment_pb2, wallet_pb2
 from tallystick.type.v1 import money_pb2, position_pb2
@@ -174,10 +174,10 @@ def transfer_message(transfer: Transfer) -> wallet_pb2.Transfer:
     )
 
 
-def facts(payment: Payment) -> fraud_service_pb2.PaymentFacts:
-    """What the fraud service is told of a payment."""
+def facts(payment: Payment, shown: Shown | None = None) -> fraud_service_pb2.PaymentFacts:
+    """What the fraud service is told of a payment; `shown` is what an offline one was paid with."""
     message = payment_message(payment)
-    return fraud_service_pb2.PaymentFacts(
+    asked = fraud_service_pb2.PaymentFacts(
         payment=message.name,
         payer=message.payer,
         vendor=message.vendor,
@@ -187,3 +187,8 @@ def facts(payment: Payment) -> fraud_service_pb2.PaymentFacts:
         occur_time=message.occur_time,
         offline=payment.channel is Channel.OFFLINE,
     )
+    if shown is not None:
+        asked.device = shown.device
+        if shown.code_age is not None:
+            asked.code_age.FromTimedelta(shown.code_age)
+    return asked

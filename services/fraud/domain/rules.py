@@ -18,6 +18,7 @@ from services.fraud.domain.language import (
 )
 from services.fraud.domain.measures import Measures
 from services.fraud.domain.variables import Case, unknown_placeholders
+from services.fraud.features.incidents import Incidents
 from services.fraud.features.spec import FEATURES
 from services.money import Money
 
@@ -136,6 +137,7 @@ def samples() -> tuple[Case, ...]:
             model_score=min(level, 99.0),
             limits=Limits(),
             time=0.0,
+            incidents=Incidents(max(level, 0.0), max(level, 0.0), max(level, 0.0)),
         )
         for measured, level, minor_units, device in levels
     )

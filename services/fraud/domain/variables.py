@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from services.fraud.domain.assessment import Facts, Limits
 from services.fraud.domain.measures import Measures
+from services.fraud.features.incidents import NO_INCIDENTS, Incidents
 from services.fraud.features.spec import FEATURES, INDEX
 from services.money import MINOR_UNIT_DIGITS, Money
 
@@ -27,6 +28,7 @@ class Case:
         history_known: Features rest on counters and profiles that could be read.
         limits: What this deployment allows.
         time: Now, seconds since 1970: what lists and suppressions expire by.
+        incidents: What went wrong with offline codes lately.
     """
 
     facts: Facts
@@ -36,6 +38,7 @@ class Case:
     history_known: bool
     limits: Limits
     time: float
+    incidents: Incidents = NO_INCIDENTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,27 @@ _FACTS: tuple[Variable, ...] = (
         "score",
         "The model's, 0 to 99; 50: one in a hundred honest payments scores as high. -1: no model.",
         lambda case: case.model_score,
+    ),
+    Variable(
+        "vendor_wrong_codes_1d",
+        "double",
+        "codes",
+        "Decayed count of wrong codes typed in at the vendor's terminals, half-life 1 day. A slip does not count.",
+        lambda case: case.incidents.wrong_codes,
+    ),
+    Variable(
+        "vendor_duplicates_7d",
+        "double",
+        "codes",
+        "Decayed count of codes that the vendor's own terminals brought twice, half-life 7 days.",
+        lambda case: case.incidents.own_duplicates,
+    ),
+    Variable(
+        "payer_double_spends_28d",
+        "double",
+        "codes",
+        "Decayed count of the payer's codes that two vendors brought, half-life 28 days.",
+        lambda case: case.incidents.double_spends,
     ),
     Variable(
         "distance_limit_km",

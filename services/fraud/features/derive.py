@@ -9,6 +9,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from services.fraud.features.incidents import NO_INCIDENTS, Incidents, Kind
 from services.fraud.features.layout import event_time, known_distance
 from services.fraud.features.observation import Observation
 from services.fraud.features.spec import INDEX, NAMES
@@ -24,6 +25,13 @@ _FLOAT_MAX = 3e38
 _RECENT_SECONDS = 60.0
 # Payments from which on a vendor's average distance is called usual.
 _USUAL_AFTER = 3
+
+# Where the state keeps them, in the order of `Incidents`.
+_INCIDENTS = (
+    (Kind.WRONG_CODES, "wrong_codes"),
+    (Kind.OWN_DUPLICATE, "own_duplicates"),
+    (Kind.DOUBLE_SPEND, "double_spends"),
+)
 
 Floats = NDArray[np.float64]
 
@@ -53,10 +61,17 @@ class FeatureBatch(Sequence[FeatureVector]):
 
     Attributes:
         matrix: A row for each payment, a column for each of `spec.FEATURES`.
+        incidents: Of each payment, what rules may know and the model may not.
     """
 
-    def __init__(self, payments: Sequence[str], matrix: NDArray[np.float32]) -> None:
+    def __init__(
+        self,
+        payments: Sequence[str],
+        matrix: NDArray[np.float32],
+        incidents: Sequence[Incidents],
+    ) -> None:
         self.matrix = matrix
+        self.incidents = incidents
         self._payments = payments
 
     def __len__(self) -> int:
@@ -99,7 +114,9 @@ def derive(
     np.nan_to_num(columns, copy=False, nan=-1.0, posinf=_FLOAT_MAX, neginf=-_FLOAT_MAX)
     np.clip(columns, -_FLOAT_MAX, _FLOAT_MAX, out=columns)
     matrix = np.ascontiguousarray(columns.T, np.float32)
-    return FeatureBatch([seen.payment for seen in observations], matrix)
+    return FeatureBatch(
+        [seen.payment for seen in observations], matrix, _incidents(said["t"], state)
+    )
 
 
 class _Columns:
@@ -268,6 +285,18 @@ def _labels(out: _Columns, said: dict[str, Floats], old: _State) -> None:
     last = old["payer_last_fraud"]
     out["payer_days_since_fraud"] = _days_since(t, last)
     out["payer_clean_since_fraud"] = np.where(last >= 0, old["payer_clean"], -1.0)
+
+
+def _incidents(t: Floats, state: NDArray[np.void]) -> Sequence[Incidents]:
+    counted = [(kind, state[field]) for kind, field in _INCIDENTS]
+    # Nothing has happened nearly always.
+    if not any(kept[:, 1].any() for _, kept in counted):
+        return [NO_INCIDENTS] * len(t)
+    faded = [
+        kept[:, 1] * np.exp2(-np.abs(t - kept[:, 0]) / kind.half_life_seconds)
+        for kind, kept in counted
+    ]
+    return [Incidents(*each) for each in np.stack(faded, axis=1).tolist()]
 
 
 def _days_since(t: Floats, event: Floats) -> Floats:

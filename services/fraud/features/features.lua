@@ -5,7 +5,7 @@
 -- ARGV[2]: payments to observe.
 -- ARGV[3]: for how many seconds an answer is remembered.
 -- Answer: for each observed payment the state before it, RAW bytes as services/fraud/features/layout.py
--- reads them: payer, vendor, vendor's labels, payer's labels, the rest.
+-- reads them: payer, vendor, vendor's labels, payer's labels, the rest, incidents (see incidents.lua).
 --
 -- Decayed counters: v <- v * 2^(-(t - at) / h) + x. A late payment (t < at) adds x * 2^(-(at - t) / h),
 -- so that the counter stays what it would be had all come in order.
@@ -43,6 +43,8 @@ local EMPTY_VENDOR = struct.pack(VENDOR, -1, 0,0,0,0, 0,0,0,0, 0,0,0,0)
 local EMPTY_VENDOR_LABELS = struct.pack('<dddfffff', -1, -1, -1, 0,0,0,0,0)
 local EMPTY_PAYER_LABELS = struct.pack('<ddff', -1, -1, 0, 0)
 local NO_DEVICE = string.rep('\0', 8)
+local NO_INCIDENT = string.rep('\0', 16)
+local NO_INCIDENTS = string.rep(NO_INCIDENT, 3)
 
 local prefix = KEYS[1] .. ':'
 local unpack_record = struct.unpack
@@ -124,7 +126,7 @@ local function settle(data, position)
     unpack_record(PAYMENT, data, position)
   local payer_key, vendor_key = prefix .. 'p:' .. payer, prefix .. 'v:' .. vendor
   local vendors_key, devices_key = prefix .. 'pv:' .. payer, prefix .. 'pd:' .. payer
-  local answer_key = prefix .. 'o:' .. tag
+  local answer_key = prefix .. 'oi:' .. tag
   local got = redis.call('MGET', payer_key, vendor_key, vendors_key, devices_key, answer_key)
   if got[5] then
     if string.byte(got[5], 1) == 1 then return next_position end
@@ -201,9 +203,10 @@ end
 local function observe(data, position, remember)
   local t, amount, latitude, longitude, _, code_age, flags, tag, vendor_tag, device, payer, vendor, next_position =
     unpack_record(PAYMENT, data, position)
-  local payer_key, vendor_key, answer_key = prefix .. 'p:' .. payer, prefix .. 'v:' .. vendor, prefix .. 'o:' .. tag
+  local payer_key, vendor_key, answer_key = prefix .. 'p:' .. payer, prefix .. 'v:' .. vendor, prefix .. 'oi:' .. tag
   local got = redis.call('MGET', answer_key, payer_key, vendor_key, prefix .. 'vl:' .. vendor,
-    prefix .. 'pl:' .. payer, prefix .. 'pv:' .. payer, prefix .. 'pd:' .. payer)
+    prefix .. 'pl:' .. payer, prefix .. 'pv:' .. payer, prefix .. 'pd:' .. payer,
+    prefix .. 'iw:' .. vendor, prefix .. 'id:' .. vendor, prefix .. 'ip:' .. payer)
   if got[1] then return string.sub(got[1], 2), next_position end
   local payer_before, vendor_before = got[2] or EMPTY_PAYER, got[3] or EMPTY_VENDOR
 
@@ -244,8 +247,12 @@ local function observe(data, position, remember)
   if gap >= 0 then v[1] = t end
   redis.call('SET', vendor_key, pack_record(VENDOR, unpack(v, 1, 13)), 'EX', PROFILE_LIFE)
 
+  local incidents = NO_INCIDENTS
+  if got[8] or got[9] or got[10] then
+    incidents = (got[8] or NO_INCIDENT) .. (got[9] or NO_INCIDENT) .. (got[10] or NO_INCIDENT)
+  end
   local answer = payer_before .. vendor_before .. (got[4] or EMPTY_VENDOR_LABELS)
-    .. (got[5] or EMPTY_PAYER_LABELS) .. pack_record(REST, unpack(rest, 1, 14))
+    .. (got[5] or EMPTY_PAYER_LABELS) .. pack_record(REST, unpack(rest, 1, 14)) .. incidents
   redis.call('SET', answer_key, '\0' .. answer, 'EX', remember)
   return answer, next_position
 end

@@ -60,6 +60,10 @@ STATE = np.dtype(
         ("late_counts", "<f4", 4),
         ("late_sums", "<f4", 4),
         ("vendor_late", "<f4", 2),
+        # Each a time and a count, as incidents.lua keeps them.
+        ("wrong_codes", "<f8", 2),
+        ("own_duplicates", "<f8", 2),
+        ("double_spends", "<f8", 2),
     ]
 )
 

@@ -10,11 +10,15 @@ import numpy as np
 from redis.asyncio import Redis
 
 from services.fraud.features.derive import FeatureBatch, derive
+from services.fraud.features.incidents import Incident
 from services.fraud.features.layout import STATE, pack_label, pack_payment, unknown
 from services.fraud.features.observation import Label, Observation
 
 _FEATURES = Path(__file__).with_name("features.lua").read_text()
 _LABELS = Path(__file__).with_name("labels.lua").read_text()
+_INCIDENTS = Path(__file__).with_name("incidents.lua").read_text()
+# Half-lives that a counter of incidents is kept for: a thousandth is left by then.
+_LIVES = 10
 # How far ahead of ours a terminal's clock is believed.
 CLOCK_AHEAD_SECONDS = 300.0
 
@@ -34,6 +38,7 @@ class FeatureStore:
     ) -> None:
         self._features = redis.register_script(_FEATURES)
         self._labels = redis.register_script(_LABELS)
+        self._incidents = redis.register_script(_INCIDENTS)
         self._remember_seconds = remember_seconds
         self._prefix = prefix
 
@@ -91,6 +96,26 @@ class FeatureStore:
         """
         packed = b"".join(pack_label(label) for label in labels)
         await self._labels(keys=[self._prefix], args=[packed])
+
+    async def count(self, incidents: Sequence[Incident], *, now: float) -> None:
+        """Count what went wrong with offline codes; what was counted before counts no more.
+
+        Args:
+            incidents: In any order.
+            now: Seconds since 1970. What claims to have happened later is taken to have happened now.
+
+        Raises:
+            RedisError: some may have been counted.
+        """
+        arguments: list[str | float] = []
+        for each in incidents:
+            half_life = each.kind.half_life_seconds
+            time = min(max(each.occur_time, 0.0), now)
+            key = f"i{each.kind.value}:{each.user}"
+            lives = int(_LIVES * half_life)
+            arguments += [each.incident_id, key, repr(time), each.count, half_life, lives]
+        if arguments:
+            await self._incidents(keys=[self._prefix], args=arguments)
 
 
 def without_history(observations: Sequence[Observation], *, now: float) -> FeatureBatch:

@@ -104,6 +104,7 @@ class Entry:
         sequence: Its number in the journal.
         content_hash: What the next entry carries of it.
         record_time: When it was written, by the terminal's trusted time.
+        bundle_version: Of the trust bundle it names.
         receive_time: When it arrived.
         batch_id: The batch it first arrived in.
         place: Where in that batch.
@@ -133,6 +134,7 @@ class Entry:
     sequence: int
     content_hash: bytes
     record_time: datetime
+    bundle_version: int
     receive_time: datetime
     batch_id: UUID
     place: int

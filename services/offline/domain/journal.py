@@ -27,6 +27,7 @@ class Known:
 
     content_hash: bytes
     record_time: datetime
+    bundle_version: int
     item_id: UUID | None
 
 
@@ -116,7 +117,9 @@ def receive(
         item_id = None if misnamed else arrival.item_id
         if item_id is not None:
             used.add(item_id)
-        same.append(Known(arrival.content_hash, arrival.record_time, item_id))
+        same.append(
+            Known(arrival.content_hash, arrival.record_time, arrival.bundle_version, item_id)
+        )
         fresh.append((arrival, misnamed))
     placed = [
         Placed(arrival, *_doubt(arrival, seen, bundle_version=bundle_version, now=now), misnamed)
@@ -173,7 +176,11 @@ def _clock_flaw(
     given = max(arrival.server_time, bundle_time(arrival.bundle_version))
     if at < given:
         return f"It was written at {_text(at)}, when the terminal already knew that it was {_text(given)}."
-    if before is not None and at < before.record_time:
+    # A bundle in between told the terminal the time. Where the entry before is dated later than that, a clock that ran
+    # ahead had dated it, and was set right since.
+    if before is None or before.bundle_version < arrival.bundle_version:
+        return ""
+    if at < before.record_time:
         return f"It was written at {_text(at)}, before the entry before it, at {_text(before.record_time)}."
     return ""
 

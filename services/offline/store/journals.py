@@ -116,14 +116,18 @@ async def known_entries(
     """Entries of a journal with some numbers, in the order they arrived."""
     query = (
         sa.select(
-            entries.c.sequence, entries.c.content_hash, entries.c.record_time, entries.c.item_id
+            entries.c.sequence,
+            entries.c.content_hash,
+            entries.c.record_time,
+            entries.c.bundle_version,
+            entries.c.item_id,
         )
         .where(entries.c.terminal_id == terminal_id, entries.c.sequence.in_(sorted(sequences)))
         .order_by(entries.c.entry_id)
     )
     found: dict[int, list[Known]] = defaultdict(list)
     for row in await connection.execute(query):
-        known = Known(bytes(row.content_hash), row.record_time, row.item_id)
+        known = Known(bytes(row.content_hash), row.record_time, row.bundle_version, row.item_id)
         found[row.sequence].append(known)
     return found
 
@@ -150,6 +154,7 @@ async def insert_entries(
             "sequence": entry.sequence,
             "content_hash": entry.content_hash,
             "record_time": entry.record_time,
+            "bundle_version": entry.bundle_version,
             "receive_time": entry.receive_time,
             "batch_id": entry.batch_id,
             "place": entry.place,
@@ -388,6 +393,7 @@ def _entry(row: sa.Row[Any], spend: Spend | None) -> Entry:
         sequence=row.sequence,
         content_hash=bytes(row.content_hash),
         record_time=row.record_time,
+        bundle_version=row.bundle_version,
         receive_time=row.receive_time,
         batch_id=row.batch_id,
         place=row.place,

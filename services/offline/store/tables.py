@@ -189,6 +189,8 @@ entries = sa.Table(
     sa.Column("due_time", sql.Instant, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
     sa.Column("review", sa.SmallInteger),
+    # The trust bundle it names; 0 in rows from before this was kept.
+    sa.Column("bundle_version", sa.BigInteger, nullable=False, server_default="0"),
     sa.UniqueConstraint("terminal_id", "sequence", "content_hash", name="entries_journal"),
     sa.UniqueConstraint("item_id", name="entries_item_id"),
     sa.Index("entries_by_vendor", "vendor_id", "entry_id"),

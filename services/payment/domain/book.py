@@ -14,6 +14,7 @@ from services.payment.domain.payment import (
     FailureReason,
     Payment,
     Risk,
+    Shown,
     State,
 )
 from services.payment.domain.reservation import Reservation
@@ -167,6 +168,7 @@ class Book:
     new_wallets: set[WalletKey] = field(default_factory=set)
     new_tasks: list[tuple[UUID, Task]] = field(default_factory=list)
     done_tasks: list[tuple[UUID, Task]] = field(default_factory=list)
+    shown: dict[UUID, Shown] = field(default_factory=dict)  # of payments to be assessed later
     new_reservations: set[UUID] = field(default_factory=set)
     changed_reservations: set[UUID] = field(default_factory=set)
 

@@ -29,6 +29,7 @@ from services.payment.domain.ledger import (
     WalletKey,
 )
 from services.payment.domain.payment import (
+    NOTHING_SHOWN,
     UNASSESSED,
     Channel,
     Decision,
@@ -36,6 +37,7 @@ from services.payment.domain.payment import (
     Payment,
     Position,
     Risk,
+    Shown,
     State,
 )
 from services.payment.domain.reservation import Reservation, ReservationState
@@ -131,6 +133,7 @@ class SettleOffline:
     position: Position | None
     reference: str
     hold_reason: str
+    shown: Shown = NOTHING_SHOWN
     risk: Risk = UNASSESSED
 
     @property
@@ -191,6 +194,7 @@ class SettleOffline:
         hold = not self._passes(book, risk)
         if risk.decision is Decision.DEGRADED and not hold:
             book.new_tasks.append((self.payment_id, Task.ASSESS))
+            book.shown[self.payment_id] = self.shown
         payment = book.move(
             payment,
             State.FLAGGED if hold else State.SUCCESS,

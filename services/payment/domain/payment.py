@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 from services.payment.domain.ledger import WalletKey
@@ -82,6 +82,22 @@ class Position:
     longitude: float
     accuracy_meters: float
     mocked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What is known of the code an offline payment was paid with: told the fraud check, and not kept with the payment.
+
+    Attributes:
+        code_age: From the code's issue to the payment; None where it is not known.
+        device: The payer's device that signed a voucher, an opaque id; empty for a typed code.
+    """
+
+    code_age: timedelta | None = None
+    device: str = ""
+
+
+NOTHING_SHOWN = Shown()
 
 
 @dataclass(frozen=True, slots=True)

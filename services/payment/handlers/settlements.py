@@ -17,6 +17,7 @@ from services.payment.domain import offline_commands, refusals
 from services.payment.domain.book import Moved, Resolved, SettledOffline
 from services.payment.domain.commands import ResolveHold
 from services.payment.domain.ledger import WalletKey
+from services.payment.domain.payment import Shown
 from services.payment.domain.reservation import Reservation, ReservationState
 from services.payment.handlers.payments import Ledger, refusal_message
 from services.payment.handlers.request import once
@@ -170,6 +171,10 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
             position=wire.position(item.position) if item.HasField("position") else None,
             reference=item.reference,
             hold_reason=item.hold_reason,
+            shown=Shown(
+                code_age=item.code_age.ToTimedelta() if item.HasField("code_age") else None,
+                device=item.device,
+            ),
         )
 
     async def _release(self, name: str, payers: dict[UUID, WalletKey]) -> pb.ReleasedReservation:

@@ -62,6 +62,7 @@ class Event(_message.Message):
     ITEM_DECIDED_FIELD_NUMBER: _builtins.int
     DOUBLE_SPEND_FOUND_FIELD_NUMBER: _builtins.int
     OFFLINE_RIGHT_CHANGED_FIELD_NUMBER: _builtins.int
+    WRONG_CODES_ENTERED_FIELD_NUMBER: _builtins.int
     OFFLINE_RISK_CHANGED_FIELD_NUMBER: _builtins.int
     ALERT_RAISED_FIELD_NUMBER: _builtins.int
     RULES_CHANGED_FIELD_NUMBER: _builtins.int
@@ -170,6 +171,10 @@ class Event(_message.Message):
         """A wallet's owner may spend offline more, less, or not at all from now on."""
 
     @_builtins.property
+    def wrong_codes_entered(self) -> Global___WrongCodesEntered:
+        """A terminal told of wrong codes that were typed in at it."""
+
+    @_builtins.property
     def offline_risk_changed(self) -> Global___OfflineRiskChanged:
         """A payer may be trusted offline more, less, or not at all from now on."""
 
@@ -212,15 +217,16 @@ class Event(_message.Message):
         item_decided: Global___ItemDecided | None = ...,
         double_spend_found: Global___DoubleSpendFound | None = ...,
         offline_right_changed: Global___OfflineRightChanged | None = ...,
+        wrong_codes_entered: Global___WrongCodesEntered | None = ...,
         offline_risk_changed: Global___OfflineRiskChanged | None = ...,
         alert_raised: Global___AlertRaised | None = ...,
         rules_changed: Global___RulesChanged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_raised", b"alert_raised", "batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "offline_risk_changed", b"offline_risk_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "rules_changed", b"rules_changed", "signing_key_rotated", b"signing_key_rotated", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["alert_raised", b"alert_raised", "batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "offline_risk_changed", b"offline_risk_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "rules_changed", b"rules_changed", "signing_key_rotated", b"signing_key_rotated", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed", "wrong_codes_entered", b"wrong_codes_entered"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "alert_raised", b"alert_raised", "audience", b"audience", "batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "event_id", b"event_id", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "offline_risk_changed", b"offline_risk_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "rules_changed", b"rules_changed", "signing_key_rotated", b"signing_key_rotated", "source", b"source", "subject", b"subject", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "trace_id", b"trace_id", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["actor", b"actor", "alert_raised", b"alert_raised", "audience", b"audience", "batch_received", b"batch_received", "case_closed", b"case_closed", "case_opened", b"case_opened", "codes_ended", b"codes_ended", "codes_issued", b"codes_issued", "double_spend_found", b"double_spend_found", "event_id", b"event_id", "fact", b"fact", "funds_moved", b"funds_moved", "item_decided", b"item_decided", "occur_time", b"occur_time", "offline_right_changed", b"offline_right_changed", "offline_risk_changed", b"offline_risk_changed", "payment_assessed", b"payment_assessed", "payment_created", b"payment_created", "payment_failed", b"payment_failed", "payment_flagged", b"payment_flagged", "payment_processing", b"payment_processing", "payment_refunded", b"payment_refunded", "payment_succeeded", b"payment_succeeded", "rules_changed", b"rules_changed", "signing_key_rotated", b"signing_key_rotated", "source", b"source", "subject", b"subject", "terminal_changed", b"terminal_changed", "tokens_revoked", b"tokens_revoked", "trace_id", b"trace_id", "user_changed", b"user_changed", "wallet_changed", b"wallet_changed", "wrong_codes_entered", b"wrong_codes_entered"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["user_changed", "tokens_revoked", "signing_key_rotated", "terminal_changed", "payment_created", "payment_processing", "payment_succeeded", "payment_failed", "payment_flagged", "payment_refunded", "payment_assessed", "funds_moved", "wallet_changed", "case_opened", "case_closed", "codes_issued", "codes_ended", "batch_received", "item_decided", "double_spend_found", "offline_right_changed", "offline_risk_changed", "alert_raised", "rules_changed"]  # noqa: Y015
+    _WhichOneofReturnType_fact: _TypeAlias = _typing.Literal["user_changed", "tokens_revoked", "signing_key_rotated", "terminal_changed", "payment_created", "payment_processing", "payment_succeeded", "payment_failed", "payment_flagged", "payment_refunded", "payment_assessed", "funds_moved", "wallet_changed", "case_opened", "case_closed", "codes_issued", "codes_ended", "batch_received", "item_decided", "double_spend_found", "offline_right_changed", "wrong_codes_entered", "offline_risk_changed", "alert_raised", "rules_changed"]  # noqa: Y015
     _WhichOneofArgType_fact: _TypeAlias = _typing.Literal["fact", b"fact"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_fact) -> _WhichOneofReturnType_fact | None: ...
 
@@ -880,6 +886,62 @@ class OfflineRightChanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OfflineRightChanged: _TypeAlias = OfflineRightChanged  # noqa: Y015
+
+@_typing.final
+class WrongCodesEntered(_message.Message):
+    """Wrong codes at a terminal, as its journal tells of them: symbols that belong together, and no such code. A mistyped one
+    is not among them.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Entered(_message.Message):
+        """Some of them."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        COUNT_FIELD_NUMBER: _builtins.int
+        TIME_FIELD_NUMBER: _builtins.int
+        count: _builtins.int
+        """How many; above zero."""
+        @_builtins.property
+        def time(self) -> _timestamp_pb2.Timestamp:
+            """When, at the latest: the next entry tells of them. By the terminal's trusted time, or ours where that cannot be."""
+
+        def __init__(
+            self,
+            *,
+            count: _builtins.int = ...,
+            time: _timestamp_pb2.Timestamp | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["time", b"time"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "time", b"time"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TERMINAL_FIELD_NUMBER: _builtins.int
+    ENTERED_FIELD_NUMBER: _builtins.int
+    terminal: _builtins.str
+    """`users/{uuid}/terminals/{uuid}`."""
+    @_builtins.property
+    def entered(self) -> _containers.RepeatedCompositeFieldContainer[Global___WrongCodesEntered.Entered]:
+        """By the entries that tell of them, in the journal's order."""
+
+    def __init__(
+        self,
+        *,
+        terminal: _builtins.str = ...,
+        entered: _abc.Iterable[Global___WrongCodesEntered.Entered] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entered", b"entered", "terminal", b"terminal"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WrongCodesEntered: _TypeAlias = WrongCodesEntered  # noqa: Y015
 
 @_typing.final
 class OfflineRiskChanged(_message.Message):

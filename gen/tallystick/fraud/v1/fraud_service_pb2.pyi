@@ -430,6 +430,7 @@ class GetAssessmentResponse(_message.Message):
     HISTORY_KNOWN_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
+    INCIDENTS_FIELD_NUMBER: _builtins.int
     model_score: _builtins.float
     """The model's score, 0 to 99; -1 without a model."""
     model_version: _builtins.str
@@ -462,6 +463,10 @@ class GetAssessmentResponse(_message.Message):
     def label(self) -> Global___Label:
         """What it turned out to be; unset while nobody knows."""
 
+    @_builtins.property
+    def incidents(self) -> Global___CodeIncidents:
+        """What had gone wrong with offline codes of its sides; unset for nothing."""
+
     def __init__(
         self,
         *,
@@ -475,14 +480,45 @@ class GetAssessmentResponse(_message.Message):
         history_known: _builtins.bool = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         label: Global___Label | None = ...,
+        incidents: Global___CodeIncidents | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "label", b"label"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "incidents", b"incidents", "label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "features", b"features", "history_known", b"history_known", "label", b"label", "model_score", b"model_score", "model_version", b"model_version", "rules_revision", b"rules_revision", "shadow_signals", b"shadow_signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "features", b"features", "history_known", b"history_known", "incidents", b"incidents", "label", b"label", "model_score", b"model_score", "model_version", b"model_version", "rules_revision", b"rules_revision", "shadow_signals", b"shadow_signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetAssessmentResponse: _TypeAlias = GetAssessmentResponse  # noqa: Y015
+
+@_typing.final
+class CodeIncidents(_message.Message):
+    """What went wrong with offline codes of a payment's sides, as counts that fade: rules read them, the model does not."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VENDOR_WRONG_CODES_FIELD_NUMBER: _builtins.int
+    VENDOR_DUPLICATES_FIELD_NUMBER: _builtins.int
+    PAYER_DOUBLE_SPENDS_FIELD_NUMBER: _builtins.int
+    vendor_wrong_codes: _builtins.float
+    """Wrong codes typed in at the vendor's terminals, half-life 1 day: guesses, not slips."""
+    vendor_duplicates: _builtins.float
+    """Codes that the vendor's own terminals brought twice, half-life 7 days."""
+    payer_double_spends: _builtins.float
+    """The payer's codes that two vendors brought, half-life 28 days."""
+    def __init__(
+        self,
+        *,
+        vendor_wrong_codes: _builtins.float = ...,
+        vendor_duplicates: _builtins.float = ...,
+        payer_double_spends: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["payer_double_spends", b"payer_double_spends", "vendor_duplicates", b"vendor_duplicates", "vendor_wrong_codes", b"vendor_wrong_codes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CodeIncidents: _TypeAlias = CodeIncidents  # noqa: Y015
 
 @_typing.final
 class Feature(_message.Message):

@@ -56,7 +56,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_VENDOR_NOT_APPROVED: _Reason.ValueType  # 20
     """Held for a person: the vendor is not active now."""
     REASON_CLOCK_IMPLAUSIBLE: _Reason.ValueType  # 21
-    """Held for a person: its time is after its arrival, before the trust bundle it names, or before the entry before it."""
+    """Held for a person: its time is after its arrival, before the trust bundle it names, or before the entry before it
+    under the same bundle (a newer one tells the terminal the time, and sets a clock right that ran ahead).
+    """
     REASON_SEQUENCE_GAP: _Reason.ValueType  # 22
     """Held for a person: the entries before it never arrived. Uploading them later is possible and changes nothing here."""
     REASON_SEQUENCE_REUSED: _Reason.ValueType  # 23
@@ -102,7 +104,9 @@ REASON_LATE_UPLOAD: Reason.ValueType  # 19
 REASON_VENDOR_NOT_APPROVED: Reason.ValueType  # 20
 """Held for a person: the vendor is not active now."""
 REASON_CLOCK_IMPLAUSIBLE: Reason.ValueType  # 21
-"""Held for a person: its time is after its arrival, before the trust bundle it names, or before the entry before it."""
+"""Held for a person: its time is after its arrival, before the trust bundle it names, or before the entry before it
+under the same bundle (a newer one tells the terminal the time, and sets a clock right that ran ahead).
+"""
 REASON_SEQUENCE_GAP: Reason.ValueType  # 22
 """Held for a person: the entries before it never arrived. Uploading them later is possible and changes nothing here."""
 REASON_SEQUENCE_REUSED: Reason.ValueType  # 23
