@@ -16,7 +16,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pos import terminal as pos_terminal
+from pos import uploads
 from pos.clock import TrustedClock
 from pos.decision import Typed
 from pos.errors import PosError
@@ -439,7 +439,7 @@ class Simulation:
         return UUID(int=self.rng.getrandbits(128), version=4)
 
     async def run(self):
-        with patch.object(pos_terminal, "uuid4", self.new_uuid):
+        with patch.object(uploads, "uuid4", self.new_uuid):
             for till in self.tills:
                 while not await till.sync():
                     pass

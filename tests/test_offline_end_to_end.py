@@ -13,8 +13,9 @@ from cli import audit
 from cli.demo.client import ApiError
 from pos import transfer
 from pos.decision import Typed, VoucherShown
+from pos.enrolment import enroll
 from pos.errors import PosError
-from pos.terminal import Terminal, enroll
+from pos.terminal import Terminal
 from protocol import code as codes
 from protocol import voucher
 from protocol.voucher import Spend

@@ -12,8 +12,8 @@ import pytest
 
 from cli import audit
 from cli.demo.client import ApiError
+from pos.enrolment import enroll
 from pos.errors import PosError
-from pos.terminal import enroll
 from tallystick.offline.v1 import offline_pb2
 from tests import offline_world
 from tests.eventually import eventually

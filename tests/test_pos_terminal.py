@@ -7,12 +7,13 @@ from uuid import UUID
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pos import terminal as pos_terminal
+from pos import uploads
 from pos.decision import Refusal, Typed
+from pos.enrolment import enroll
 from pos.errors import PosError
 from pos.platform import SignedIn
 from pos.status import Network
-from pos.terminal import Terminal, enroll
+from pos.terminal import Terminal
 from pos.vault import Vault
 from protocol import signed
 from services.offline.domain.item import Reason
@@ -84,7 +85,7 @@ async def sync_with(till, fault):
 
 
 async def test_uploads_are_small_and_each_has_an_id_of_its_own(world, till, monkeypatch):
-    monkeypatch.setattr(pos_terminal, "UPLOAD_SIZE", 4)
+    monkeypatch.setattr(uploads, "UPLOAD_SIZE", 4)
     sell(world, till, 10)
 
     requests, told = await sync_with(till, lambda _: None)
