@@ -264,6 +264,7 @@ async def _move(
         committed=lambda: None,
         now=lambda: datetime.now(UTC),
         new_id=uuid7,
+        pace=lambda: 0.0,
         size_max=256,
         queue_max=len(owners),
     )

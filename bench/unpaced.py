@@ -6,10 +6,10 @@ second: the comparison would be with a pause, and not with commits of one.
 
 from __future__ import annotations
 
-from services.payment import group
+from services.payment import pace
 from services.payment.server import main
 
 if __name__ == "__main__":
-    assert group._PACE_SECONDS  # noqa: SLF001 - the service has no such setting, and nobody but this needs one
-    group._PACE_SECONDS = 0.0  # noqa: SLF001
+    # The service has no such setting, and nobody but this needs one.
+    pace.SECONDS_MIN = pace.SECONDS_MAX = 0.0
     main()

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from services import sql
+from services import bulk, sql
 from services.names import stream_name
 from tallystick.event.v1 import event_pb2
 
@@ -82,8 +82,7 @@ async def append(
         }
         for start in range(0, len(events), _EVENTS_PER_ROW)
     ]
-    if rows:
-        await connection.execute(sa.insert(log_table), rows)
+    await bulk.insert(connection, log_table, rows)
 
 
 class Relay:

@@ -22,7 +22,7 @@ from uuid_utils.compat import uuid7
 
 from services import names, sql, streams
 from services.money import Money
-from services.payment import audit, events, follow_up, group, store
+from services.payment import audit, events, follow_up, store
 from services.payment.domain.book import Policy
 from services.payment.domain.commands import MoveFunds
 from services.payment.domain.commands import Request as Once
@@ -267,7 +267,7 @@ class PaymentStack:
     @asynccontextmanager
     async def replica(self, **changes):
         """A replica, from its start to its stop; `changes` are to its settings."""
-        server = PaymentServer(replace(self.settings, **changes), now=self.clock)
+        server = PaymentServer(replace(self.settings, **changes), now=self.clock, pace=lambda: 0.0)
         try:
             port = await server.start()
             async with AsyncExitStack() as stack:
@@ -388,10 +388,9 @@ async def payment_stack(tls_for, redis_url, database_url, **changes):
         stack.push_async_callback(redis.aclose)
         engine = sql.create_engine(database_url)
         stack.push_async_callback(engine.dispose)
-        # What is left behind is looked for every second, and groups keep a distance under load; tests that do one
-        # thing after the other would spend most of their time waiting.
+        # What is left behind is looked for every second; tests that do one thing after the other would spend most of
+        # their time waiting.
         stack.enter_context(patch.object(follow_up, "_TURN_SECONDS", 0.05))
-        stack.enter_context(patch.object(group, "_PACE_SECONDS", 0.0))
         settings = Settings(
             listen="127.0.0.1:0",
             database_url=database_url,

@@ -22,7 +22,7 @@ from uuid_utils.compat import uuid7
 
 from services import names, sql
 from services.money import Money
-from services.payment import audit, group, store
+from services.payment import audit, store
 from services.payment.domain.book import Request, Task
 from services.payment.domain.commands import (
     CreatePayment,
@@ -90,6 +90,7 @@ class GroupAgainstModel(RuleBasedStateMachine):
             committed=lambda: None,
             now=lambda: datetime.now(UTC),
             new_id=uuid7,
+            pace=lambda: 0.0,
             size_max=5,
             queue_max=1_000,
         )
@@ -422,8 +423,7 @@ class GroupAgainstModel(RuleBasedStateMachine):
         assert [each.first_broken for each in findings.values() if not each.holds] == []
 
 
-def test_the_group_and_the_store_do_what_the_model_says(sqlite_url, tmp_path, monkeypatch):
-    monkeypatch.setattr(group, "_PACE_SECONDS", 0.0)
+def test_the_group_and_the_store_do_what_the_model_says(sqlite_url, tmp_path):
     template = sqlite_url("payment").removeprefix("sqlite+aiosqlite:///")
     made = iter(range(10**6))
 

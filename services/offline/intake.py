@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -60,6 +61,21 @@ class Upload:
     entries: Sequence[SignedEntry]
 
 
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """An upload on record.
+
+    Attributes:
+        batch: What it became.
+        message: As it stands, or stood when it was put on record.
+        new: Its items that were not on record before.
+    """
+
+    batch: Batch
+    message: offline_pb2.Batch
+    new: list[Entry]
+
+
 class Intake:
     """Puts uploads on record.
 
@@ -98,11 +114,10 @@ class Intake:
             Refusal: request_id_reused, queue_full, in this order.
         """
         read = await self._read(upload)
-        batch, new = await self._recorder.change(lambda c: self._record(c, upload, read))
-        self._received(new)
-        answer = pb.SubmitBatchResponse.FromString(batch.answer)
-        async with self._recorder.reading() as connection:
-            answer.batch.CopyFrom(await batch_message(connection, batch))
+        recorded = await self._recorder.change(lambda c: self._record(c, upload, read))
+        self._received(recorded.new)
+        answer = pb.SubmitBatchResponse.FromString(recorded.batch.answer)
+        answer.batch.CopyFrom(recorded.message)
         return answer
 
     async def _read(self, upload: Upload) -> list[Readable | Broken]:
@@ -121,7 +136,7 @@ class Intake:
 
     async def _record(
         self, connection: AsyncConnection, upload: Upload, read: Sequence[Readable | Broken]
-    ) -> tuple[Batch, list[Entry]]:
+    ) -> _Recorded:
         # One upload of a journal at a time: what follows what is only known under this lock.
         terminal = await terminal_store.lock_terminal(connection, upload.terminal.terminal_id)
         assert terminal is not None
@@ -129,7 +144,7 @@ class Intake:
         if earlier is not None:
             if earlier.body_hash != upload.body_hash:
                 raise refusals.request_id_reused(upload.request_id)
-            return earlier, []
+            return _Recorded(earlier, await _batch_message(connection, earlier), [])
         now = self._recorder.now()
         await self._check_backlog(connection, now)
         readable = {each.arrival.place: each for each in read if isinstance(each, Readable)}
@@ -161,11 +176,13 @@ class Intake:
             await _move_head(connection, terminal, reception.fresh)
         items = [entry for entry in new if entry.work is Work.DECIDE]
         self._backlog += len(items)
+        if len(items) == len(batch.item_ids):
+            message = counted(batch, {State.RECEIVED: len(items)})
+        else:
+            message = await _batch_message(connection, batch)
+        circumstances = Circumstances(upload.actor, now, telemetry.trace_id())
         fact = events.batch_received(
-            self._recorder.new_id(),
-            Circumstances(upload.actor, now, telemetry.trace_id()),
-            terminal.vendor_id,
-            await batch_message(connection, batch),
+            self._recorder.new_id(), circumstances, terminal.vendor_id, message
         )
         guesses = _guesses(reception, readable, now)
         facts = [fact]
@@ -177,7 +194,7 @@ class Intake:
                 )
             )
         await self._recorder.record(connection, facts)
-        return batch, items
+        return _Recorded(batch, message, items)
 
     async def _check_backlog(self, connection: AsyncConnection, now: datetime) -> None:
         if self._count_time is None or now - self._count_time >= _COUNT_EVERY:
@@ -222,7 +239,8 @@ class Intake:
         now: datetime,
     ) -> Entry:
         arrival = placed.arrival
-        entry = Entry(
+        entry = partial(
+            Entry,
             entry_id=self._recorder.new_id(),
             vendor_id=terminal.vendor_id,
             terminal_id=terminal.terminal_id,
@@ -236,9 +254,8 @@ class Intake:
         )
         claim = readable.claim
         if claim is None or placed.misnamed:
-            return entry
-        return replace(
-            entry,
+            return entry()
+        return entry(
             item_id=arrival.item_id,
             amount=claim.amount,
             proof=claim.proof,
@@ -311,7 +328,7 @@ def _answer(read: Sequence[Readable | Broken], reception: Reception) -> pb.Submi
     return answer
 
 
-async def batch_message(connection: AsyncConnection, batch: Batch) -> offline_pb2.Batch:
+async def _batch_message(connection: AsyncConnection, batch: Batch) -> offline_pb2.Batch:
     """A batch as it stands now."""
     counts = await store.count_states(connection, batch.item_ids) if batch.item_ids else {}
     return counted(batch, counts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
@@ -24,6 +25,7 @@ from services.payment.handlers.payments import Ledger, PaymentService
 from services.payment.handlers.settlements import SettlementService
 from services.payment.handlers.wallets import WalletService
 from services.payment.owners import Owners
+from services.payment.pace import Pace
 from services.payment.settings import Settings
 from services.rpc import channel
 from services.rpc.lifetime import end, until_terminated
@@ -54,6 +56,7 @@ class PaymentServer:
         settings: Where it listens and what it uses.
         now: The clock.
         new_id: Ids of payments, transfers and events; UUIDv7, so that keys grow.
+        pace: Seconds from one group of commands to the next; left out, it follows how busy the process is.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class PaymentServer:
         *,
         now: Callable[[], datetime] = _utc_now,
         new_id: Callable[[], UUID] = uuid7,
+        pace: Callable[[], float] | None = None,
     ) -> None:
         self._engine = sql.create_engine(settings.database_url, pool_size=8)
         self._redis = streams.connect(settings.redis_url)
@@ -76,6 +80,7 @@ class PaymentServer:
             committed=self._relay.wake,
             now=now,
             new_id=new_id,
+            pace=pace or Pace(time.monotonic, time.process_time).seconds,
             size_max=settings.group_size_max,
             queue_max=settings.queue_size_max,
         )

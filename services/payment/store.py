@@ -7,11 +7,10 @@ from datetime import datetime
 from uuid import UUID
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services import bulk, sql
 from services import event_log as event_logs
-from services import sql
 from services.payment.domain.book import Answered, Book, Policy, Task
 from services.payment.domain.ledger import Ledger, Transfer, Wallet, WalletKey
 from services.payment.domain.payment import Payment, Shown
@@ -319,59 +318,35 @@ async def shown(
 
 async def save(connection: AsyncConnection, book: Book, *, now: datetime) -> None:
     """Write what a book decided; its facts are the caller's to record. Nothing decided writes nothing."""
-    if book.new_requests:
-        rows = [request_row(key, answered) for key, answered in book.new_requests.items()]
-        await connection.execute(sa.insert(requests), rows)
-    if book.new_payments:
-        rows = [payment_row(book.payments[payment_id]) for payment_id in book.new_payments]
-        await connection.execute(sa.insert(payments), rows)
+    rows = [request_row(key, answered) for key, answered in book.new_requests.items()]
+    await bulk.insert(connection, requests, rows)
+    rows = [payment_row(book.payments[payment_id]) for payment_id in book.new_payments]
+    await bulk.insert(connection, payments, rows)
     for payment_id in book.changed_payments:
         await connection.execute(_payment_update(book.payments[payment_id]))
-    if book.ledger.transfers:
-        rows = [transfer_row(transfer) for transfer in book.ledger.transfers]
-        await connection.execute(sa.insert(transfers), rows)
-    await _save_reservations(connection, book)
-    if book.new_tasks:
-        rows = [
-            {"task": int(task), "payment_id": payment_id, "create_time": now}
-            | shown_row(book.shown.get(payment_id))
-            for payment_id, task in book.new_tasks
-        ]
-        await connection.execute(sa.insert(payment_tasks), rows)
+    rows = [transfer_row(transfer) for transfer in book.ledger.transfers]
+    await bulk.insert(connection, transfers, rows)
+    rows = [reservation_row(book.reservations[made]) for made in sorted(book.new_reservations)]
+    await bulk.insert(connection, reservations, rows)
+    rows = [reservation_row(book.reservations[each]) for each in sorted(book.changed_reservations)]
+    await bulk.upsert(connection, reservations, rows)
+    rows = [
+        {"task": int(task), "payment_id": payment_id, "create_time": now}
+        | shown_row(book.shown.get(payment_id))
+        for payment_id, task in book.new_tasks
+    ]
+    await bulk.insert(connection, payment_tasks, rows)
     for payment_id, task in book.done_tasks:
         done = sa.delete(payment_tasks).where(
             payment_tasks.c.task == int(task), payment_tasks.c.payment_id == payment_id
         )
         await connection.execute(done)
-    if book.new_wallets:
-        rows = [wallet_row(book.ledger.wallets[key]) for key in sorted(book.new_wallets)]
-        await connection.execute(sa.insert(wallets), rows)
+    rows = [wallet_row(book.ledger.wallets[key]) for key in sorted(book.new_wallets)]
+    await bulk.insert(connection, wallets, rows)
     changed = sorted(book.ledger.changed - book.new_wallets)
-    if changed:
-        rows = [wallet_row(book.ledger.wallets[key]) for key in changed]
-        await connection.execute(_upsert(wallets, connection.dialect.name), rows)
-
-
-async def _save_reservations(connection: AsyncConnection, book: Book) -> None:
-    if book.new_reservations:
-        rows = [reservation_row(book.reservations[made]) for made in sorted(book.new_reservations)]
-        await connection.execute(sa.insert(reservations), rows)
-    if book.changed_reservations:
-        ended = sorted(book.changed_reservations)
-        rows = [reservation_row(book.reservations[each]) for each in ended]
-        await connection.execute(_upsert(reservations, connection.dialect.name), rows)
-
-
-def _upsert(table: sa.Table, dialect: str) -> sa.Insert:
-    # The rows exist and are locked: an upsert is how many rows get different values in one statement.
-    (key,) = table.primary_key.columns
-    columns = [column.name for column in table.c if column is not key]
-    if dialect == "sqlite":
-        lite = sqlite.insert(table)
-        values = {name: lite.excluded[name] for name in columns}
-        return lite.on_conflict_do_update(index_elements=[key], set_=values)
-    statement = mysql.insert(table)
-    return statement.on_duplicate_key_update({name: statement.inserted[name] for name in columns})
+    await bulk.upsert(
+        connection, wallets, [wallet_row(book.ledger.wallets[key]) for key in changed]
+    )
 
 
 def _payment_update(payment: Payment) -> sa.Update:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import protovalidate
 from google.protobuf import duration_pb2, timestamp_pb2
@@ -30,52 +31,47 @@ def violations(message: Message) -> list[tuple[str, str]]:
         (_field(each), each.proto.message or each.proto.rule_id)
         for each in protovalidate.collect_violations(message)
     ]
-    if _holds_times(message.DESCRIPTOR):
-        found += _not_times(message, "")
+    if plan := _times_in(message.DESCRIPTOR):
+        found += _not_times(message, plan, "")
     return found
 
 
+# (field, repeated, what it may hold if it is a time, else where times are in it)
+_Plan = tuple[tuple[str, bool, "tuple[int, int, int] | None", "_Plan"], ...]
+
+
 @cache
-def _holds_times(descriptor: Descriptor) -> bool:
-    return any(name in _TIMES for name in _types_within(descriptor, {descriptor.full_name}))
-
-
-def _types_within(descriptor: Descriptor, seen: set[str]) -> Iterator[str]:
+def _times_in(descriptor: Descriptor) -> _Plan:
+    """Where a message has times. No message of ours holds its own kind."""
+    plan: list[Any] = []
     for field in descriptor.fields:
         kind = field.message_type
-        if kind is not None and kind.full_name not in seen and not _is_left_alone(field):
-            seen.add(kind.full_name)
-            yield kind.full_name
-            yield from _types_within(kind, seen)
+        if kind is None or _is_left_alone(field):
+            continue
+        bounds = _TIMES.get(kind.full_name)
+        within = () if bounds or kind.file.package.startswith("google.") else _times_in(kind)
+        if bounds or within:
+            plan.append((field.name, field.is_repeated, bounds, within))
+    return tuple(plan)
 
 
-@cache
 def _is_left_alone(field: FieldDescriptor) -> bool:
     """The contract says not to look into it: its handler does, one by one."""
     rules = field.GetOptions().Extensions[validate_pb2.field]
     return validate_pb2.IGNORE_ALWAYS in (rules.ignore, rules.repeated.items.ignore)
 
 
-def _not_times(message: Message, path: str) -> Iterator[tuple[str, str]]:
-    for field, value in message.ListFields():
-        kind = field.message_type
-        if kind is None or not (kind.full_name in _TIMES or _holds_times(kind)):
+def _not_times(message: Message, plan: _Plan, path: str) -> Iterator[tuple[str, str]]:
+    for name, repeated, bounds, within in plan:
+        if not repeated and not message.HasField(name):
             continue
-        if _is_left_alone(field):
-            continue
-        for place, each in _each(value, f"{path}{field.name}"):
-            if kind.full_name not in _TIMES:
-                yield from _not_times(each, f"{place}.")
-            elif not _is_time(each, *_TIMES[kind.full_name]):
-                yield place, f"must be a valid {kind.full_name}"
-
-
-def _each(value: Message | Iterable[Message], path: str) -> Iterator[tuple[str, Message]]:
-    if isinstance(value, Message):
-        yield path, value
-    else:
-        for number, each in enumerate(value):
-            yield f"{path}[{number}]", each
+        value = getattr(message, name)
+        for number, each in enumerate(value if repeated else (value,)):
+            place = f"{path}{name}[{number}]" if repeated else f"{path}{name}"
+            if bounds is None:
+                yield from _not_times(each, within, f"{place}.")
+            elif not _is_time(each, *bounds):
+                yield place, f"must be a valid {each.DESCRIPTOR.full_name}"
 
 
 def _is_time(time: Message, first: int, last: int, least_nanos: int) -> bool:

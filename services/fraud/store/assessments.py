@@ -11,6 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services import bulk
 from services.fraud.store.tables import alerts, assessments, label_tasks
 
 UNKNOWN, HONEST, FRAUD = 0, 1, 2
@@ -79,8 +80,7 @@ async def insert(connection: AsyncConnection, made: Iterable[Stored]) -> None:
         }
         for each in made
     ]
-    if rows:
-        await connection.execute(sa.insert(assessments), rows)
+    await bulk.insert(connection, assessments, rows)
 
 
 async def find(
@@ -221,8 +221,7 @@ async def insert_alerts(connection: AsyncConnection, raised: Iterable[StoredAler
         }
         for each in raised
     ]
-    if rows:
-        await connection.execute(sa.insert(alerts), rows)
+    await bulk.insert(connection, alerts, rows)
 
 
 async def list_alerts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -12,7 +12,7 @@ from services import names, paging
 from services.offline import wire
 from services.offline.directory import Directory
 from services.offline.domain import refusals
-from services.offline.domain.item import Entry, State
+from services.offline.domain.item import State
 from services.offline.domain.terminal import Terminal
 from services.offline.handlers.request import body_hash, request_key
 from services.offline.intake import Intake, Upload, counted
@@ -25,8 +25,8 @@ from services.rpc.identity import Caller, caller
 from services.rpc.server import Context
 from services.streams import Feed
 from tallystick.event.v1 import event_pb2
-from tallystick.offline.v1 import offline_pb2, terminal_sync_service_pb2_grpc
 from tallystick.offline.v1 import terminal_sync_service_pb2 as pb
+from tallystick.offline.v1 import terminal_sync_service_pb2_grpc
 
 _SEQUENCE_BYTES = 8
 _POSITION_BYTES = 40
@@ -102,17 +102,22 @@ class TerminalSyncService(terminal_sync_service_pb2_grpc.TerminalSyncServiceServ
             batch = await _batch(connection, request.name)
         wanted = {names.item_name(item_id) for item_id in batch.item_ids}
         states: dict[str, State] = {}
+        counts: Counter[State] = Counter()
 
         def is_wanted(event: event_pb2.Event) -> bool:
             return event.WhichOneof("fact") == "item_decided" and event.subject in wanted
 
         async for cursor, event in self._feed.watch(request.cursor, is_wanted):
             if event is None:
+                # One statement sees them all at one moment; most are seldom decided by now, and not read whole.
                 async with self._recorder.reading() as connection:
-                    found = await journals.find_items(connection, batch.item_ids)
-                states = {_item_name(entry): entry.state for entry in found}
-                message = _counted(batch, states)
-                decided = [entry for entry in found if entry.state is not State.RECEIVED]
+                    now = await journals.read_states(connection, batch.item_ids)
+                    ended = [found for found, state in now.items() if state is not State.RECEIVED]
+                    decided = await journals.find_items(connection, ended) if ended else []
+                now.update((entry.item_id, entry.state) for entry in decided if entry.item_id)
+                states = {names.item_name(found): state for found, state in now.items()}
+                counts = Counter(states.values())
+                message = counted(batch, counts)
                 # Who resumes gets the rest as it comes; and everything again, if meanwhile there is nothing to come.
                 if request.cursor and message.received_count:
                     decided = []
@@ -123,8 +128,10 @@ class TerminalSyncService(terminal_sync_service_pb2_grpc.TerminalSyncServiceServ
                 if not decided:
                     yield pb.WatchBatchResponse(batch=message, cursor=cursor)
             else:
+                counts[states[event.subject]] -= 1
                 states[event.subject] = State(event.item_decided.item.state)
-                message = _counted(batch, states)
+                counts[states[event.subject]] += 1
+                message = counted(batch, counts)
                 yield pb.WatchBatchResponse(
                     item=event.item_decided.item, batch=message, cursor=cursor
                 )
@@ -193,15 +200,6 @@ class TerminalSyncService(terminal_sync_service_pb2_grpc.TerminalSyncServiceServ
         if terminal is None:
             raise refusals.terminal_not_found(name)
         return terminal
-
-
-def _item_name(entry: Entry) -> str:
-    assert entry.item_id is not None
-    return names.item_name(entry.item_id)
-
-
-def _counted(batch: Batch, states: Mapping[str, State]) -> offline_pb2.Batch:
-    return counted(batch, Counter(states.values()))
 
 
 def _may_see(who: Caller, vendor_id: UUID, terminal_id: UUID) -> bool:

@@ -11,6 +11,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services import bulk
 from services.money import Money
 from services.offline.domain.code import Code, Release, State
 from services.offline.domain.item import Entry, Proof
@@ -57,7 +58,7 @@ async def insert_codes(connection: AsyncConnection, made: Sequence[tuple[Code, T
         }
         for code, traces in made
     ]
-    await connection.execute(sa.insert(codes), rows)
+    await bulk.insert(connection, codes, rows)
 
 
 def _select(*more: Any) -> sa.Select[Any]:
@@ -189,7 +190,7 @@ async def insert_spends(connection: AsyncConnection, spent: Iterable[tuple[Code,
         }
         for code, entry in spent
     ]
-    await connection.execute(sa.insert(spends), rows)
+    await bulk.insert(connection, spends, rows)
 
 
 async def delete_spends(connection: AsyncConnection, code_ids: Collection[UUID]) -> None:

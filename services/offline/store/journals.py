@@ -12,6 +12,7 @@ from uuid import UUID
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services import bulk
 from services.money import Money
 from services.offline.domain.item import (
     Entry,
@@ -180,7 +181,7 @@ async def insert_entries(
         }
         for entry in new
     ]
-    await connection.execute(sa.insert(entries), rows)
+    await bulk.insert(connection, entries, rows)
 
 
 async def count_work(connection: AsyncConnection) -> int:
@@ -278,6 +279,12 @@ async def find_items(connection: AsyncConnection, item_ids: Collection[UUID]) ->
     query = _with_spend().where(entries.c.item_id.in_(list(item_ids)))
     rows = await connection.execute(query.order_by(entries.c.sequence, entries.c.entry_id))
     return [_joined(row) for row in rows]
+
+
+async def read_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[UUID, State]:
+    """Where some items stand, by their ids."""
+    query = sa.select(entries.c.item_id, entries.c.state).where(entries.c.item_id.in_(item_ids))
+    return {row.item_id: State(row.state) for row in await connection.execute(query)}
 
 
 async def count_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[State, int]:
