@@ -281,6 +281,8 @@ class Terminal:
         if who is None:
             who = await self._platform.sign_in(self.identity.name, self._key, self._clock())
             await self._fetch_bundle(who)
+            async with self._turn:
+                await asyncio.to_thread(self._tell_of_guesses)
             progress("Codes and keys are current.", None)
         report = Report()
         await self._uploads.send(self._platform, who, report, progress)
@@ -326,6 +328,15 @@ class Terminal:
         if self._terms is not None:
             return self._terms.issuer_keys
         return {key_id: bytes.fromhex(key) for key_id, key in self.identity.issuer_keys.items()}
+
+    def _tell_of_guesses(self) -> None:
+        """Write down wrong codes that no sale has told of. The ladder stays where it is."""
+        lockout = self._journal.lockout()
+        if not lockout.unreported or self._journal.kept(_MOVED) is not None:
+            return
+        entry = self._entry(self._clock(), wrong_codes=lockout.unreported)
+        entry.guesses.SetInParent()
+        self._journal.append(entry, lockout=ladder.told(lockout))
 
     async def mark_moved(self) -> None:
         """The journal goes on elsewhere: this installation takes no code any more."""
