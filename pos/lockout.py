@@ -41,3 +41,8 @@ def count_wrong(lockout: Lockout, *, now: datetime) -> Lockout:
 def forgiven() -> Lockout:
     """After a right code: its entry reports the wrong ones before it."""
     return Lockout()
+
+
+def told(lockout: Lockout) -> Lockout:
+    """After an entry that reports the wrong ones: nobody is forgiven for it."""
+    return Lockout(lockout.wrong, lockout.until)

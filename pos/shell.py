@@ -17,11 +17,12 @@ from typing import Any
 
 from pos import transfer
 from pos.decision import AMOUNT_MAX, Typed, VoucherShown
+from pos.enrolment import enroll
 from pos.errors import PosError
 from pos.journal import Sale
 from pos.platform import Platform, SignedIn
 from pos.status import Status
-from pos.terminal import Terminal, enroll
+from pos.terminal import Terminal
 from protocol import voucher
 
 # Minor unit digits of currencies that have other than two (ISO 4217).

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import protovalidate
 from uuid_utils.compat import uuid7
@@ -26,23 +26,21 @@ from pos.decision import (
     decide,
 )
 from pos.errors import PosError, storage
-from pos.journal import Journal, Sale, Upload
+from pos.journal import Journal, Sale
 from pos.platform import Platform, SignedIn
 from pos.status import Network, Progress, Report, Status
 from pos.terms import terms as read_terms
 from pos.terms import verified
+from pos.uploads import Uploads
 from pos.vault import Cipher, Identity, Vault
-from protocol import signed
-from tallystick.offline.v1 import journal_pb2, offline_pb2, terminal_sync_service_pb2
+from tallystick.offline.v1 import journal_pb2, terminal_sync_service_pb2
 from tallystick.type.v1 import money_pb2, position_pb2
-from tallystick.user.v1 import user_pb2
 
-UPLOAD_SIZE = 500
 # Automatic syncs: this often while all is well; sooner, with back-off, while something waits.
 _SYNC_SECONDS = 60.0
 _RETRY_SECONDS = 2.0
 _RETRY_SECONDS_MAX = 60.0
-_BUNDLE = "bundle"
+BUNDLE = "bundle"
 _MOVED = "moved"
 
 
@@ -68,9 +66,10 @@ class Terminal:
         self._key = vault.signing_key()
         self._turn = asyncio.Lock()
         self._syncing = asyncio.Lock()
+        self._uploads = Uploads(journal, identity.name, self._turn, self._issuer_keys)
         self._reached = False
         self._terms: Terms | None = None
-        kept = journal.kept(_BUNDLE)
+        kept = journal.kept(BUNDLE)
         if kept is not None:
             # It was verified when it came, and nobody else can have sealed it. The key that signed it may be retired.
             travelling = terminal_sync_service_pb2.SignedTrustBundle.FromString(kept)
@@ -282,10 +281,12 @@ class Terminal:
         if who is None:
             who = await self._platform.sign_in(self.identity.name, self._key, self._clock())
             await self._fetch_bundle(who)
+            async with self._turn:
+                await asyncio.to_thread(self._tell_of_guesses)
             progress("Codes and keys are current.", None)
         report = Report()
-        await self._upload_all(who, report, progress)
-        await self._bring_results(who, report, progress)
+        await self._uploads.send(self._platform, who, report, progress)
+        await self._uploads.bring_results(self._platform, who, report, progress)
         return report
 
     async def keep_synced(
@@ -309,148 +310,33 @@ class Terminal:
 
     async def _fetch_bundle(self, who: SignedIn) -> None:
         travelling = await self._platform.trust_bundle(who)
-        terms = read_terms(verified(travelling, self._issuer_keys, self.identity.name))
+        terms = read_terms(verified(travelling, self._issuer_keys(), self.identity.name))
         assert who.server_time is not None
         async with self._turn:
             # Not one that a replica that lags has made: what is here is newer.
             if self._terms is None or terms.version >= self._terms.version:
                 kept = travelling.SerializeToString()
-                await asyncio.to_thread(self._journal.keep, _BUNDLE, kept)
+                await asyncio.to_thread(self._journal.keep, BUNDLE, kept)
                 self._terms = terms
             # Not before the new bundle counts: under the old one, a sale that is dated before the last one, which a
             # clock that ran ahead had dated, would be held.
             self._clock.learn(who.server_time)
             self._clock.raise_floor(self._terms.server_time)
 
-    @property
     def _issuer_keys(self) -> Mapping[str, bytes]:
         """The newest bundle names the keys that the next one, and receipts, are signed with."""
         if self._terms is not None:
             return self._terms.issuer_keys
         return {key_id: bytes.fromhex(key) for key_id, key in self.identity.issuer_keys.items()}
 
-    async def _upload_all(self, who: SignedIn, report: Report, progress: Progress) -> None:
-        put_off: set[str] = set()
-        while True:
-            async with self._turn:
-                waiting = [
-                    upload
-                    for upload in self._journal.open_uploads()
-                    if upload.request_id not in put_off
-                ]
-                if not waiting:
-                    fresh = self._journal.begin_upload(str(uuid4()), size=UPLOAD_SIZE)
-                    waiting = [] if fresh is None else [fresh]
-            if not waiting:
-                return
-            for upload in waiting:
-                if not await self._upload(who, upload, report, progress):
-                    put_off.add(upload.request_id)
-
-    async def _upload(
-        self, who: SignedIn, upload: Upload, report: Report, progress: Progress
-    ) -> bool:
-        """Send an upload. False when it can only be sent again at another time."""
-        request = terminal_sync_service_pb2.SubmitBatchRequest(
-            request_id=upload.request_id,
-            terminal=self.identity.name,
-            entries=[entry for _, entry in upload.entries],
-        )
-        try:
-            answer = await self._platform.submit(who, request)
-        except PosError as error:
-            if error.reason not in {"FIELDS_INVALID", "INTERNAL", "REQUEST_ID_REUSED"}:
-                raise
-            async with self._turn:
-                goes_on = self._isolate(upload, error)
-            if not goes_on:
-                progress(f"Entry {upload.entries[0][0]} is tried again at the next sync.", None)
-            return goes_on
-        refused = {
-            upload.entries[result.index][0]: (
-                offline_pb2.Reason.Name(result.refusal).removeprefix("REASON_"),
-                result.detail,
-            )
-            for result in answer.entries
-            if result.refusal
-        }
-        self._check_receipt(upload, answer, refused)
-        async with self._turn:
-            receipt = answer.receipt.SerializeToString()
-            self._journal.receive(upload, answer.batch.name, receipt, refused)
-        report.uploaded += len(upload.entries) - len(refused)
-        progress(f"{len(upload.entries)} entries received by the platform.", None)
-        return True
-
-    def _isolate(self, upload: Upload, error: PosError) -> bool:
-        """Something in an upload cannot be taken: halve it until it stands alone. False when it does, and must wait."""
-        if len(upload.entries) > 1:
-            self._journal.split_upload(upload, [str(uuid4()), str(uuid4())])
-        elif error.reason == "REQUEST_ID_REUSED":
-            self._journal.split_upload(upload, [str(uuid4())])
-        elif error.reason == "INTERNAL" and upload.entries:
-            # The platform's fault, which may pass. A sale is never given up for it.
-            return False
-        else:
-            self._journal.give_up(upload, error.reason, str(error))
-        return True
-
-    def _check_receipt(
-        self,
-        upload: Upload,
-        answer: terminal_sync_service_pb2.SubmitBatchResponse,
-        refused: Mapping[int, object],
-    ) -> None:
-        taken = [(number, entry) for number, entry in upload.entries if number not in refused]
-        hashes = [signed.entry_hash(entry.content) for _, entry in taken]
-        try:
-            receipt = signed.verify_receipt(answer.receipt, self._issuer_keys)
-        except (signed.SignatureWrong, signed.Unreadable) as error:
-            raise PosError(
-                "RECEIPT_WRONG", "The receipt is not the platform's. Sync again."
-            ) from error
-        said = (receipt.batch, receipt.terminal, list(receipt.sequences), receipt.entries_hash)
-        numbers = [number for number, _ in taken]
-        if said != (answer.batch.name, self.identity.name, numbers, signed.receipt_hash(hashes)):
-            raise PosError("RECEIPT_WRONG", "The receipt is for other entries. Sync again.")
-
-    async def _bring_results(self, who: SignedIn, report: Report, progress: Progress) -> None:
-        for batch in self._journal.undecided_batches():
-            async for message in self._platform.watch(who, batch):
-                if message.HasField("item"):
-                    await self._take_results([message.item], batch, report, progress)
-            whole = await self._platform.batch(who, batch)
-            await self._take_results(list(whole.items), batch, report, progress, final=True)
-
-    async def _take_results(
-        self,
-        items: list[offline_pb2.Item],
-        batch: str,
-        report: Report,
-        progress: Progress,
-        *,
-        final: bool = False,
-    ) -> None:
-        States = offline_pb2.Item.State  # noqa: N806 - a type
-        results = [
-            (
-                item.name.removeprefix("items/"),
-                States.Name(item.state).removeprefix("STATE_"),
-                offline_pb2.Reason.Name(item.reason).removeprefix("REASON_"),
-                item.detail,
-                item.returned.minor_units,
-            )
-            for item in items
-            if item.state != States.STATE_RECEIVED
-        ]
-        # A held item may still change, and one without a result has it to come.
-        settled = {States.STATE_SETTLED, States.STATE_REFUSED}
-        done = final and all(item.state in settled for item in items)
-        async with self._turn:
-            news = self._journal.save_results(results, batch, done=done)
-        for sale in news:
-            report.items.append(sale)
-            progress(sale.reason, sale)
+    def _tell_of_guesses(self) -> None:
+        """Write down wrong codes that no sale has told of. The ladder stays where it is."""
+        lockout = self._journal.lockout()
+        if not lockout.unreported or self._journal.kept(_MOVED) is not None:
+            return
+        entry = self._entry(self._clock(), wrong_codes=lockout.unreported)
+        entry.guesses.SetInParent()
+        self._journal.append(entry, lockout=ladder.told(lockout))
 
     async def mark_moved(self) -> None:
         """The journal goes on elsewhere: this installation takes no code any more."""
@@ -483,69 +369,3 @@ def open_journal(vault: Vault, identity: Identity) -> Journal:
         vault.signing_key(),
         Cipher.derive(secret, b"marks"),
     )
-
-
-async def enroll(
-    directory: Path,
-    platform: Platform,
-    vendor: SignedIn,
-    *,
-    site: str,
-    display_name: str,
-    scope: str = "",
-) -> Identity:
-    """Make a terminal: a key of its own, known to the platform, and the issuer's keys. A broken-off one is finished.
-
-    Args:
-        directory: Where it will live.
-        platform: Where to enrol.
-        vendor: Whose terminal it becomes.
-        site: `users/{uuid}/sites/{uuid}` where it stands.
-        display_name: What its vendor calls it.
-        scope: The area whose codes it takes; empty means `main`.
-
-    Raises:
-        PosError: ALREADY_ENROLLED, ENROLMENT_PENDING, BUNDLE_UNTRUSTED, or the platform's refusal.
-    """
-    vault = Vault(directory)
-    with vault.claim():
-        if vault.is_enrolled():
-            message = f"{directory} holds a terminal already. Name another directory."
-            raise PosError("ALREADY_ENROLLED", message)
-        key = vault.signing_key()
-        # Stored before it is sent: when the answer is lost, the same request is sent again.
-        pending = directory / "enrolling"
-        if not pending.exists():
-            vault.write("enrolling", str(uuid4()).encode())
-        terminal = user_pb2.Terminal(
-            display_name=display_name,
-            site=site,
-            scope=scope,
-            public_key=key.public_key().public_bytes_raw(),
-        )
-        try:
-            enrolled = await platform.enroll(vendor, terminal, pending.read_text())
-        except PosError as error:
-            if error.reason != "REQUEST_ID_REUSED":
-                raise
-            message = (
-                f"Another enrolment was begun in {directory} and may have succeeded. Repeat it with the same site, "
-                "name and scope, or name another directory."
-            )
-            raise PosError("ENROLMENT_PENDING", message) from error
-        who = await platform.sign_in(enrolled.name, key, datetime.now(UTC))
-        bundle = await platform.trust_bundle(who)
-        # The first one names its own key: that it is the issuer's, the connection's certificate says.
-        content = terminal_sync_service_pb2.TrustBundle.FromString(bundle.content)
-        own = {each.key_id: each.public_key for each in content.issuer_keys}
-        verified(bundle, own, enrolled.name)
-        issuer_keys = {key_id: key.hex() for key_id, key in own.items()}
-        identity = Identity(enrolled.name, display_name, issuer_keys)
-        journal = open_journal(vault, identity)
-        try:
-            journal.keep(_BUNDLE, bundle.SerializeToString())
-        finally:
-            journal.close()
-        vault.save_identity(identity)
-        pending.unlink()
-        return identity

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pos import terminal as pos_terminal
+from pos import uploads
 from pos.clock import TrustedClock
 from pos.decision import Typed
 from pos.errors import PosError
@@ -161,19 +161,20 @@ class Server:
                 record_time=entry.record_time.ToDatetime(UTC),
                 server_time=entry.server_time.ToDatetime(UTC),
                 bundle_version=entry.bundle_version,
-                item_id=UUID(entry.sale.item_id),
+                item_id=UUID(entry.sale.item_id) if entry.HasField("sale") else None,
             )
             for place, entry in enumerate(read)
         ]
         known = self.known.setdefault(name, {})
-        taken = {each.item_id for each in arrivals} & self.by_item.keys()
+        items = [each.item_id for each in arrivals if each.item_id is not None]
+        taken = set(items) & self.by_item.keys()
         reception = journal.receive(
             arrivals, known, taken, bundle_version=self.bundles.get(name, 0), now=now
         )
         batch = f"batches/{UUID(int=len(self.batches) + 1)}"
         for placed in reception.fresh:
             self._put(name, batch, placed, read[placed.arrival.place].sale, now)
-        self.batches[batch] = [self.by_item[arrival.item_id] for arrival in arrivals]
+        self.batches[batch] = [self.by_item[item_id] for item_id in items]
         receipt = terminal_sync_service_pb2.Receipt(
             batch=batch,
             terminal=name,
@@ -195,6 +196,8 @@ class Server:
                 arrival.content_hash, arrival.record_time, arrival.bundle_version, arrival.item_id
             )
         )
+        if arrival.item_id is None:
+            return
         self.by_item[arrival.item_id] = entry_id
         self.entries[entry_id] = Entry(
             entry_id=entry_id,
@@ -439,7 +442,7 @@ class Simulation:
         return UUID(int=self.rng.getrandbits(128), version=4)
 
     async def run(self):
-        with patch.object(pos_terminal, "uuid4", self.new_uuid):
+        with patch.object(uploads, "uuid4", self.new_uuid):
             for till in self.tills:
                 while not await till.sync():
                     pass

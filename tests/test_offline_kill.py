@@ -7,13 +7,14 @@ import random
 import signal
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from cli import audit
 from cli.demo.client import ApiError
+from pos.enrolment import enroll
 from pos.errors import PosError
-from pos.terminal import enroll
 from tallystick.offline.v1 import offline_pb2
 from tests import offline_world
 from tests.eventually import eventually
@@ -73,12 +74,15 @@ class Runs:
         return pid
 
     async def take_codes(self, payer):
-        async def issued():
-            # Issued while services come back: asked again, with another id, until they are.
-            with contextlib.suppress(ApiError, PosError):
-                return await self.world.codes(payer, *[VALUE] * CODES)
+        request_id = uuid4()
 
-        codes = await eventually(issued, seconds=30)
+        async def issued():
+            # While services come back: the same request again, as a client must. Another one each time would leave
+            # codes behind that nobody was shown, until the payer has as many as they may.
+            with contextlib.suppress(ApiError, PosError):
+                return await payer.client.issue_codes([VALUE] * CODES, "INR", request_id=request_id)
+
+        codes = [each.symbols for each in await eventually(issued, seconds=30)]
         if (await self.world.balances(payer))[1] < 2 * CODES * VALUE:
             await payer.client.move_offline(inr(1_000_00))
         return codes

@@ -682,3 +682,26 @@ async def test_fraud_is_told_of_event_time(market):
     assert facts.occur_time.ToDatetime(sold_at.tzinfo) == sold_at
     age = facts.code_age.ToTimedelta()
     assert timedelta(hours=2) <= age < timedelta(hours=2, minutes=1)
+
+
+async def test_what_was_taken_while_fraud_was_away_is_told_with_age_and_device(market):
+    payer, terminal = await market.a_payer(), await market.a_terminal()
+    (issued,) = await payer.vouchers(100_00)
+    market.clock.advance(timedelta(hours=2))
+    market.fraud.failure = ZeroDivisionError()
+    (item,) = await terminal.settle(terminal.voucher_sale(issued, payer.device))
+    assert (await paid(market, item)).risk.reasons == ["FRAUD_UNAVAILABLE"]
+    (unanswered,) = market.fraud.asked[-1:]
+
+    market.fraud.failure = None
+    await eventually(lambda: len(market.fraud.asked) > 1 and assessed(market))
+
+    late = market.fraud.asked[-1]
+    assert late.payment == unanswered.payment == item.payment
+    assert (late.device, late.code_age) == (unanswered.device, unanswered.code_age)
+    assert len(late.device) == 16
+    assert late.code_age.ToTimedelta() >= timedelta(hours=2)
+
+
+async def assessed(market):
+    return any(event.HasField("payment_assessed") for event in await market.bank.events())

@@ -342,11 +342,11 @@ async def test_wrong_codes_that_a_journal_tells_of_are_told_once_and_in_event_ti
     quiet = terminal.sale(codes[0])
     guessed = terminal.sale(codes[1], wrong_codes=4)
     ahead = terminal.sale(codes[2], at=market.clock() + timedelta(days=1), wrong_codes=2)
-    imported = terminal.entry({"imported": journal_pb2.Imported(note="new")}, wrong_codes=1)
+    unsold = terminal.entry({"guesses": journal_pb2.Guesses()}, wrong_codes=1)
 
     await terminal.submit(quiet)
     assert await market.events("wrong_codes_entered") == []
-    await terminal.submit(quiet, guessed, ahead, imported)
+    await terminal.submit(quiet, guessed, ahead, unsold)
     await terminal.submit(guessed, ahead)
 
     (event,) = await market.events("wrong_codes_entered")

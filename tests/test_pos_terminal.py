@@ -7,12 +7,13 @@ from uuid import UUID
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pos import terminal as pos_terminal
+from pos import uploads
 from pos.decision import Refusal, Typed
+from pos.enrolment import enroll
 from pos.errors import PosError
 from pos.platform import SignedIn
 from pos.status import Network
-from pos.terminal import Terminal, enroll
+from pos.terminal import Terminal
 from pos.vault import Vault
 from protocol import signed
 from services.offline.domain.item import Reason
@@ -84,7 +85,7 @@ async def sync_with(till, fault):
 
 
 async def test_uploads_are_small_and_each_has_an_id_of_its_own(world, till, monkeypatch):
-    monkeypatch.setattr(pos_terminal, "UPLOAD_SIZE", 4)
+    monkeypatch.setattr(uploads, "UPLOAD_SIZE", 4)
     sell(world, till, 10)
 
     requests, told = await sync_with(till, lambda _: None)
@@ -329,6 +330,27 @@ async def test_a_lock_passes_though_the_clock_is_a_year_behind(world, till):
 
     assert running.status().locked_for is None
     assert running.status().since_sync == timedelta(seconds=11)
+
+
+async def test_wrong_codes_that_no_sale_tells_of_are_told_by_the_next_sync(world, till):
+    wrong = world.server.issue(ASHA, 10_00)
+    del world.server.by_hash[wrong]
+    world.now += timedelta(days=1)
+    await till.running.sync()
+    for _ in range(3):
+        assert (await till.running.accept(Typed(wrong), 1, "INR")).refusal is Refusal.NOT_ISSUED
+
+    await till.running.sync()
+    told = till.running._journal.last_entry()
+    await till.running.sync()
+
+    assert (told.WhichOneof("body"), told.wrong_codes) == ("guesses", 3)
+    assert till.running._journal.last_entry() == told, "once"
+    assert till.running.status().locked_for is not None, "nobody is forgiven for it"
+    assert till.running.sales() == []
+    world.now += timedelta(seconds=11)
+    sell(world, till, 1)
+    assert till.running._journal.last_entry().wrong_codes == 0
 
 
 async def test_a_terminal_that_never_restarts_must_sync_though_its_clock_is_behind(world, till):

@@ -181,18 +181,11 @@ class Intake:
         else:
             message = await _batch_message(connection, batch)
         circumstances = Circumstances(upload.actor, now, telemetry.trace_id())
-        fact = events.batch_received(
-            self._recorder.new_id(), circumstances, terminal.vendor_id, message
-        )
+        new_id = self._recorder.new_id
+        facts = [events.batch_received(new_id(), circumstances, terminal.vendor_id, message)]
         guesses = _guesses(reception, readable, now)
-        facts = [fact]
         if guesses:
-            circumstances = Circumstances(terminal.name, now, telemetry.trace_id())
-            facts.append(
-                events.wrong_codes_entered(
-                    self._recorder.new_id(), circumstances, terminal, guesses
-                )
-            )
+            facts.append(events.wrong_codes_entered(new_id(), circumstances, terminal, guesses))
         await self._recorder.record(connection, facts)
         return _Recorded(batch, message, items)
 

@@ -63,6 +63,7 @@ class Entry(_message.Message):
     WRONG_CODES_FIELD_NUMBER: _builtins.int
     SALE_FIELD_NUMBER: _builtins.int
     IMPORTED_FIELD_NUMBER: _builtins.int
+    GUESSES_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """The layout; 1."""
     terminal: _builtins.str
@@ -91,6 +92,10 @@ class Entry(_message.Message):
     def imported(self) -> Global___Imported:
         """The journal moved here from another installation; the numbers go on."""
 
+    @_builtins.property
+    def guesses(self) -> Global___Guesses:
+        """Nothing was sold: the entry only tells of `wrong_codes`."""
+
     def __init__(
         self,
         *,
@@ -104,12 +109,13 @@ class Entry(_message.Message):
         wrong_codes: _builtins.int = ...,
         sale: Global___Sale | None = ...,
         imported: Global___Imported | None = ...,
+        guesses: Global___Guesses | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "imported", b"imported", "record_time", b"record_time", "sale", b"sale", "server_time", b"server_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "guesses", b"guesses", "imported", b"imported", "record_time", b"record_time", "sale", b"sale", "server_time", b"server_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle_version", b"bundle_version", "imported", b"imported", "previous_hash", b"previous_hash", "record_time", b"record_time", "sale", b"sale", "sequence", b"sequence", "server_time", b"server_time", "terminal", b"terminal", "version", b"version", "wrong_codes", b"wrong_codes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "bundle_version", b"bundle_version", "guesses", b"guesses", "imported", b"imported", "previous_hash", b"previous_hash", "record_time", b"record_time", "sale", b"sale", "sequence", b"sequence", "server_time", b"server_time", "terminal", b"terminal", "version", b"version", "wrong_codes", b"wrong_codes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["sale", "imported"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["sale", "imported", "guesses"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -216,3 +222,20 @@ class Imported(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Imported: _TypeAlias = Imported  # noqa: Y015
+
+@_typing.final
+class Guesses(_message.Message):
+    """Wrong codes were typed in, and no sale has followed that could tell of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Guesses: _TypeAlias = Guesses  # noqa: Y015
