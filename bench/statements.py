@@ -57,8 +57,9 @@ class Transaction:
     @property
     def payments(self) -> int:
         """How many it put on record."""
+        # Rows are many parameters on SQLite, and on MySQL text of which no literal holds a bracket (`services.bulk`).
         return sum(
-            len(given) if many else 1
+            len(given) if many else 1 + text.count("),(")
             for text, given, many in self.statements
             if text.startswith(f"INSERT INTO {store.payments.name} ")
         )

@@ -69,7 +69,9 @@ async def test_what_was_rolled_back_is_not_noted(bank, noted):
 def test_a_transaction_counts_the_payments_it_put_on_record():
     insert = "INSERT INTO payments (payment_id, amount) VALUES (%s, %s)"
     other = "INSERT INTO payment_tasks (task) VALUES (%s)"
+    text = "INSERT INTO payments (payment_id, amount) VALUES (x'0a',2),(x'0b',4),(x'0c',5)"
 
+    assert Transaction(0.0, [(text, (), False), (other, (1,), False)]).payments == 3
     assert Transaction(0.0, [(insert, [(1, 2), (3, 4)], True), (other, [(1,)], True)]).payments == 2
     assert Transaction(0.0, [(insert, (1, 2), False)]).payments == 1
     assert Transaction(0.0, [(other, (1,), False)]).payments == 0

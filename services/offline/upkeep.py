@@ -57,6 +57,7 @@ class Upkeep:
         self._payment = payment
         self._keys = keys
         self._sweep_seconds = sweep_seconds
+        self._releasing = asyncio.Lock()
 
     async def run(self) -> None:
         """Look at once and then every `sweep_seconds`, until cancelled."""
@@ -84,9 +85,15 @@ class Upkeep:
         A saga of three steps: one transaction takes the codes away from items that may yet come; payment is asked; one
         transaction records that it is done. Settling takes the same rows: of the two, one wins.
 
+        When it returns, what was due when it was called is given back, as far as this process goes.
+
         Raises:
             AioRpcError: payment does not answer.
         """
+        async with self._releasing:
+            await self._release()
+
+    async def _release(self) -> None:
         while True:
             ended = await self._recorder.transact(self._end)
             if ended:
