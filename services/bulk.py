@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 
 
 async def insert(connection: AsyncConnection, table: sa.Table, rows: Sequence[Row]) -> None:
-    """Insert rows that name the same columns, more than one.
+    """Insert rows that name the same columns.
 
     Values may be None, integers, floats, text, bytes, UUIDs and aware datetimes; as columns of `sql.Id` and
     `sql.Instant` keep them.
@@ -61,11 +61,13 @@ async def _write(
 ) -> None:
     if not rows:
         return
-    values = operator.itemgetter(*rows[0])
-    names = ", ".join(map(connection.dialect.identifier_preparer.quote, rows[0]))
+    columns = tuple(rows[0])
+    # Of one column, itemgetter would answer the value alone.
+    values = operator.itemgetter(*columns) if columns[1:] else lambda row: (row[columns[0]],)
+    names = ", ".join(map(connection.dialect.identifier_preparer.quote, columns))
     head = f"INSERT INTO {table.name} ({names}) VALUES "  # noqa: S608 - names of our own tables
     if connection.dialect.name == "sqlite":
-        marks = ", ".join("?" * len(rows[0]))
+        marks = ", ".join("?" * len(columns))
         stored = [tuple(map(_stored, values(row))) for row in rows]
         await connection.exec_driver_sql(f"{head}({marks}){rest}", stored)
         return

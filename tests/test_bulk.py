@@ -98,7 +98,7 @@ def test_rows_that_exist_get_new_values(engine, runner, rows, new):
     assert found == {row["thing_id"]: row for row in [*rows, *changed]}
 
 
-def a_row(number, **changes):
+def a_row(number, /, **changes):
     row = {"thing_id": UUID(int=number), "time": None, "number": 1, "share": 0.5, "order": "x"}
     return {**row, "data": b"", **changes}
 
@@ -107,6 +107,12 @@ def test_more_rows_than_a_statement_holds(engine, runner):
     rows = [a_row(number) for number in range(1_200)]
 
     assert len(runner.run(written(engine, bulk.insert, rows))) == 1_200
+
+
+def test_a_row_of_one_column(engine, runner):
+    (row,) = runner.run(written(engine, bulk.insert, [{"thing_id": UUID(int=7)}])).values()
+
+    assert row == a_row(7, number=None, share=None, order=None, data=None)
 
 
 def test_a_taken_key_is_a_conflict(engine, runner):
@@ -121,12 +127,12 @@ class Color(enum.IntEnum):
 
 @pytest.mark.parametrize("value", [True, Color.RED, [1]])
 def test_what_does_not_say_which_value_it_is_is_a_mistake(engine, runner, value):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="no literal|no place|no number"):
         runner.run(written(engine, bulk.insert, [a_row(1, number=value)]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("dialect", ["mariadb"])
 def test_a_share_that_is_no_number_is_a_mistake(engine, runner, value):
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="no literal|no place|no number"):
         runner.run(written(engine, bulk.insert, [a_row(1, share=value)]))

@@ -107,7 +107,7 @@ class Labels:
                 if late or (known.fraud == label.fraud and known.source == label.source):
                     return known, False
             kind = FRAUD if label.fraud else HONEST
-            await assessments.save_label(connection, payment_id, kind, label.SerializeToString())
+            await assessments.save_label(connection, [payment_id], kind, label.SerializeToString())
             return label, await self._change_risk(connection, stored, label)
 
         kept, told = await sql.transact(self._engine, work)
@@ -231,10 +231,7 @@ class Labels:
             actor=events.PLATFORM,
         )
         label.time.FromDatetime(now)
-        for stored in found:
-            await assessments.save_label(
-                connection, stored.payment_id, HONEST, label.SerializeToString()
-            )
+        await assessments.save_label(connection, found, HONEST, label.SerializeToString())
         return len(found)
 
     async def _let_run_out(self, connection: AsyncConnection, now: datetime) -> int:
