@@ -127,12 +127,12 @@ class Color(enum.IntEnum):
 
 @pytest.mark.parametrize("value", [True, Color.RED, [1]])
 def test_what_does_not_say_which_value_it_is_is_a_mistake(engine, runner, value):
-    with pytest.raises(TypeError, match="no literal|no place|no number"):
+    with pytest.raises(TypeError, match=r"no (literal|place|number)"):
         runner.run(written(engine, bulk.insert, [a_row(1, number=value)]))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("dialect", ["mariadb"])
 def test_a_share_that_is_no_number_is_a_mistake(engine, runner, value):
-    with pytest.raises(TypeError, match="no literal|no place|no number"):
+    with pytest.raises(TypeError, match=r"no (literal|place|number)"):
         runner.run(written(engine, bulk.insert, [a_row(1, share=value)]))
