@@ -35,8 +35,6 @@ _CLOSED_SECONDS = 6.0
 _SAMPLE_SECONDS = 1.0
 # Where an hour's growth is read from, the first half of a soak is caches filling.
 _SETTLED_SHARE = 0.5
-# As for a small server of its own: the stack's 64 MiB are meant for a laptop, and 10 million payments are 6 GB.
-_MARIADB = ("--innodb-buffer-pool-size=1G", "--innodb-log-file-size=256M")
 _MIB = 1 << 20
 
 
@@ -141,7 +139,7 @@ class _Scale:
                 "seconds": self._options.seconds,
                 "payers": FEW,
                 "vendors": VENDORS,
-                "mariadb": list(_MARIADB),
+                "mariadb": list(stack.MARIADB),
                 "variables": stack.own_variables(),
             },
             **self._bench.circumstances(),
@@ -151,7 +149,7 @@ class _Scale:
         """One stack, whose ledger grows from a measurement to the next."""
         options, bench = self._options, self._bench
         directory = bench.directory / "sizes"
-        variant = Variant(variables=NEVER_EMPTY, mariadb=_MARIADB)
+        variant = Variant(variables=NEVER_EMPTY)
         async with (
             stack.running(directory, MYSQL, payment_processes=1, variant=variant) as (
                 endpoints,
