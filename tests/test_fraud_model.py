@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,23 @@ def test_scores_lie_between_0_and_99(scorer):
     assert scores.min() >= 0
     assert scores.max() <= SCORE_MAX
     assert scorer.score(np.empty((0, len(NAMES)), np.float32)).shape == (0,)
+
+
+class Gives:
+    """Trees that give what they are told to."""
+
+    def __init__(self, *margins):
+        self._margins = np.array(margins, np.float32).reshape(-1, 1)
+
+    def run(self, outputs, inputs):
+        return [self._margins]
+
+
+def test_what_is_no_number_is_the_highest_score_never_a_pass(scorer):
+    trees = Gives(np.nan, np.inf, -np.inf)
+    broken = Scorer(replace(scorer._model, session=trees))
+
+    assert broken.score(some_features(3)).tolist() == [SCORE_MAX, SCORE_MAX, 0.0]
 
 
 def test_the_review_score_is_where_the_report_says():
@@ -118,6 +136,10 @@ BAD = {
     "fewer features": (rewriting(features=list(NAMES[:-1])), FEATURES_VERSION),
     "other features": (rewriting(features_version="other"), "other"),
     "falls": (rewriting(calibration={"margins": [1, 0], "scores": [0, 99]}), "does not rise"),
+    "endless": (
+        rewriting(calibration={"margins": [0, float("inf")], "scores": [0, 99]}),
+        "does not rise",
+    ),
     "nothing": (rewriting(calibration={"margins": [], "scores": []}), "does not rise"),
 }
 
