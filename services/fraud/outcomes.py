@@ -14,7 +14,7 @@ from services.fraud.store import assessments
 from services.fraud.store.assessments import FRAUD, HONEST, Stored
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
 
-_PAGE = 1_000
+_PAGE = 250
 # After so many the event loop may serve calls: a millisecond or two.
 YIELD_EVERY = 50
 
