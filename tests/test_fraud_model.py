@@ -6,6 +6,8 @@ import hashlib
 import json
 import logging
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +53,23 @@ def test_a_score_does_not_depend_on_its_neighbours(scorer):
 
     assert together.tobytes() == alone.tobytes() == in_sevens.tobytes()
     assert len(np.unique(together)) > 20
+
+
+def test_another_process_gives_identical_scores(scorer):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_fraud_model as t\n"
+        "sys.stdout.write(t.Scorer.load().score(t.some_features(300)).tobytes().hex())\n"
+    )
+
+    there = subprocess.run(
+        [sys.executable, "-c", program, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert there.stdout == scorer.score(some_features(300)).tobytes().hex()
 
 
 def test_scores_lie_between_0_and_99(scorer):
