@@ -230,7 +230,10 @@ USUAL = {"payer_payments": 20.0, "payer_devices": 1.0, "payer_vendor_payments": 
 @pytest.mark.parametrize(
     ("reason", "below", "at"),
     [
+        ("AMOUNT_PER_MINUTE", {"sum_1m": 4_899_99.0}, {"sum_1m": 4_900_00.0}),
+        ("AMOUNT_PER_HOUR", {"sum_1h": 7_399_99.0}, {"sum_1h": 7_400_00.0}),
         ("AMOUNT_PER_DAY", {"sum_1d": 9_899_99.0}, {"sum_1d": 9_900_00.0}),
+        ("AMOUNT_PER_WEEK", {"sum_7d": 29_899_99.0}, {"sum_7d": 29_900_00.0}),
         (
             "AMOUNT_AGAINST_HISTORY",
             {"amount_to_max": 5.0, "amount_to_mean": 16.0},
