@@ -265,9 +265,10 @@ class PaymentStack:
         self._tls_for = tls_for
 
     @asynccontextmanager
-    async def replica(self, **changes):
+    async def replica(self, *, pace_seconds=0.0, **changes):
         """A replica, from its start to its stop; `changes` are to its settings."""
-        server = PaymentServer(replace(self.settings, **changes), now=self.clock, pace=lambda: 0.0)
+        settings = replace(self.settings, **changes)
+        server = PaymentServer(settings, now=self.clock, pace=lambda: pace_seconds)
         try:
             port = await server.start()
             async with AsyncExitStack() as stack:
