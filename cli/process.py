@@ -22,8 +22,8 @@ _random = random.SystemRandom()
 # gone by then never dies again.
 _UNLESS_ORPHAN = 'if [ "$PPID" = "$0" ]; then exec "$@"; fi'
 
-# SCHED_BATCH: a program that wakes up does not push aside the one that runs, where a dozen servers wake each other up for
-# every message: 900 payments a second on two cores then take 128 ms at the 95th percentile, and not 150.
+# SCHED_BATCH: a program that wakes up does not push aside the one that runs, where a dozen servers wake each other up
+# for every message: 900 payments a second on two cores then take 128 ms at the 95th percentile, and not 150.
 _BATCH = ("--batch", "0")
 
 

@@ -24,9 +24,9 @@ from services import names, sql, streams
 from services.money import Money
 from services.payment import audit, events, follow_up, store
 from services.payment.domain.book import Policy
-from services.payment.domain.commands import MoveFunds
 from services.payment.domain.commands import Request as Once
 from services.payment.domain.ledger import Bucket, Purpose, WalletKey
+from services.payment.domain.wallet_commands import MoveFunds
 from services.payment.server import PaymentServer
 from services.payment.settings import Settings
 from services.rpc import channel
