@@ -142,16 +142,23 @@ async def count_bands(
 
 
 async def save_label(
-    connection: AsyncConnection, payment_id: UUID, label: int, record: bytes
+    connection: AsyncConnection, payment_ids: Collection[UUID], label: int, record: bytes
 ) -> None:
-    """Label a payment, and have the label taken up by counters and profiles."""
+    """Label payments alike, and have the label taken up by counters and profiles.
+
+    Three statements, however many payments.
+    """
+    if not payment_ids:
+        return
+    column = assessments.c
     await connection.execute(
         sa.update(assessments)
-        .where(assessments.c.payment_id == payment_id)
+        .where(column.payment_id.in_(payment_ids))
         .values(label=label, label_record=record)
     )
-    await connection.execute(sa.delete(label_tasks).where(label_tasks.c.payment_id == payment_id))
-    await connection.execute(sa.insert(label_tasks), {"payment_id": payment_id})
+    await delete_label_tasks(connection, payment_ids)
+    kept = sa.select(column.payment_id).where(column.payment_id.in_(payment_ids))
+    await connection.execute(sa.insert(label_tasks).from_select(["payment_id"], kept))
 
 
 async def lock_due_labels(connection: AsyncConnection, *, limit: int) -> list[Stored]:
@@ -173,16 +180,20 @@ async def delete_label_tasks(connection: AsyncConnection, payment_ids: Collectio
 
 async def undisputed(
     connection: AsyncConnection, *, before: datetime, decision: int, limit: int
-) -> list[Stored]:
-    """Payments with that decision, assessed before a time, of which nothing is known; oldest first."""
+) -> list[UUID]:
+    """Payments with that decision, assessed before a time, of which nothing is known; oldest first.
+
+    Nobody else labels them until the transaction ends: a complaint that comes now is not overwritten.
+    """
     column = assessments.c
     query = (
-        sa.select(assessments)
+        sa.select(column.payment_id)
         .where(column.label == UNKNOWN, column.create_time < before, column.decision == decision)
         .order_by(column.create_time)
         .limit(limit)
+        .with_for_update()
     )
-    return [_stored(row) for row in await connection.execute(query)]
+    return [row.payment_id for row in await connection.execute(query)]
 
 
 async def forget(connection: AsyncConnection, *, before: datetime, limit: int) -> int:
