@@ -40,7 +40,7 @@ local OLD_CODE_SECONDS = 3600
 
 local EMPTY_PAYER = struct.pack(PAYER, -1, -1, 0,0,0,0,0,0, 0,0,0,0,0,0, -1, 0,0, 0,0,0,0, 0,0,0, 0,0,0)
 local EMPTY_VENDOR = struct.pack(VENDOR, -1, 0,0,0,0, 0,0,0,0, 0,0,0,0)
-local EMPTY_VENDOR_LABELS = struct.pack('<dddfffff', -1, -1, -1, 0,0,0,0,0)
+local EMPTY_VENDOR_LABELS = struct.pack('<dddfffffdff', -1, -1, -1, 0,0,0,0,0, -1,0,0)
 local EMPTY_PAYER_LABELS = struct.pack('<ddff', -1, -1, 0, 0)
 local NO_DEVICE = string.rep('\0', 8)
 local NO_INCIDENT = string.rep('\0', 16)
