@@ -11,7 +11,9 @@ from uuid import uuid4
 import pytest
 
 from services import sql, streams
+from services.fraud import wire
 from services.fraud.domain.assessment import Limits
+from services.fraud.domain.measures import measure
 from services.fraud.features.spec import FEATURES
 from services.fraud.labels import Patience
 from services.fraud.server import FraudServer
@@ -298,6 +300,28 @@ async def test_a_chargeback_is_seen_in_the_features_of_the_vendors_next_payment(
     kept = await engine.kept(after)
     named = {each.name: each.value for each in kept.features}
     assert named["vendor_fraud_7d"] == pytest.approx(1.0, abs=0.01)
+    assert named["vendor_fraud_run"] == 1
+
+
+@sqlite_only
+async def test_a_fraud_unlike_its_payer_does_not_speak_against_the_vendor(engine):
+    vendor = await engine.a_vendor()
+    usual, robbed, after = (
+        a_payment(vendor),
+        a_payment(vendor, minor_units=300_00),
+        a_payment(vendor),
+    )
+    robbed.payer = usual.payer
+    for payment in (usual, robbed):
+        await engine.assess(payment)
+
+    await engine.label(robbed, fraud=True)
+    await engine.server.labels.feed_now()
+    await engine.assess(after)
+
+    named = {each.name: each.value for each in (await engine.kept(after)).features}
+    assert named["vendor_fraud_7d"] == pytest.approx(1.0, abs=0.01)
+    assert (named["vendor_fraud_run"], named["vendor_own_fraud_28d"]) == (0, 0)
 
 
 @sqlite_only
@@ -676,3 +700,14 @@ async def test_assessments_wait_for_a_database_that_is_away(engine):
 
     assert (await engine.kept(payment)).assessment.payment == payment.payment
     await broken.dispose()
+
+
+def test_features_that_an_earlier_version_did_not_know_are_read_as_unknown():
+    record = pb.GetAssessmentResponse(facts=a_payment("users/v"), history_known=True)
+    record.facts.payer = "users/p"
+    said = wire.facts(record.facts)
+    kept = wire.pack(measure(said, (), Limits()), [7.0] * (len(FEATURES) - 3))
+
+    case = wire.unpack(kept, record, Limits())
+
+    assert list(case.features) == [7.0] * (len(FEATURES) - 3) + [-1.0] * 3

@@ -21,6 +21,7 @@ from services.fraud.domain.measures import Measures, measure
 from services.fraud.domain.variables import Case
 from services.fraud.features.incidents import Incidents
 from services.fraud.features.observation import Observation, ObservedPosition
+from services.fraud.features.spec import FEATURES
 from services.money import Money
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
 
@@ -136,6 +137,9 @@ def unpack(kept: bytes, record: pb.GetAssessmentResponse, limits: Limits) -> Cas
     site_known, away, beyond = _MEASURES.unpack_from(kept)
     # What was wrong with the position follows from the facts alone.
     problem = measure(said, (), limits)
+    features = unpack_features(kept)
+    # An earlier version did not know the last ones.
+    features += [-1.0] * (len(FEATURES) - len(features))
     measures = Measures(
         problem.problem,
         problem.position_problem,
@@ -146,7 +150,7 @@ def unpack(kept: bytes, record: pb.GetAssessmentResponse, limits: Limits) -> Cas
     return Case(
         facts=said,
         measures=measures,
-        features=unpack_features(kept),
+        features=features,
         history_known=record.history_known,
         model_score=record.model_score,
         limits=limits,

@@ -1,6 +1,7 @@
 -- Takes up what payments turned out to be, in the order it became known.
 --
--- KEYS[1]: the prefix of every key. ARGV[1]: labels: t, fraud (0 or 1), like its payer (0 or 1), payer, vendor.
+-- KEYS[1]: the prefix of every key.
+-- ARGV[1]: labels: t, fraud (0 or 1), like its payer (0 or 1), payer, vendor.
 --
 -- Vendor: 1 counted to, 2 last fraud, 3 first fraud of this run; 4-5 fraud (7 d, 28 d), 6-7 all labels
 -- (7 d, 28 d), 8 honest since the last fraud; 9 first and 10 number of the frauds like their payers with
@@ -9,6 +10,7 @@
 
 local DAY = 86400
 local VENDOR = '<dddfffffdff'
+local EMPTY_VENDOR = struct.pack(VENDOR, -1, -1, -1, 0,0,0,0,0, -1,0,0)
 local PAYER = '<ddff'
 local NEW_RUN_AFTER_SECONDS = 28 * DAY
 local NEW_RUN_AFTER_HONEST = 10
@@ -30,8 +32,9 @@ end
 
 local function label_vendor(vendor, t, fraud, like_payer)
   local key = prefix .. 'vl:' .. vendor
-  local got = redis.call('GET', key)
-  local v = got and {struct.unpack(VENDOR, got)} or {-1, -1, -1, 0, 0, 0, 0, 0, -1, 0, 0}
+  -- A record of an earlier version lacks the last fields.
+  local got = redis.call('GET', key) or ''
+  local v = {struct.unpack(VENDOR, got .. string.sub(EMPTY_VENDOR, #got + 1))}
   local gap = gap_of(v, t)
   count(v, 4, 7 * DAY, gap, fraud)
   count(v, 5, 28 * DAY, gap, fraud)
