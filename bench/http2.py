@@ -88,6 +88,8 @@ class Connection:
         self._window = _WINDOW_FIRST
         self._received = 0
         self._streams_max = _STREAMS_MAX
+        # Flags and bytes so far of a header block larger than a frame: only its own frames follow until it ends.
+        self._begun: tuple[int, bytes] = (0, b"")
         self._next_stream = 1
         self._statuses: dict[bytes, int] = {}
         self.calls: dict[int, Call] = {}
@@ -174,7 +176,12 @@ class Connection:
     def _handle(
         self, kind: int, flags: int, stream: int, payload: bytes, ended: list[Call]
     ) -> None:
-        if kind in {_HEADERS, _DATA, _RST_STREAM}:
+        if kind == _HEADERS and not flags & _END_HEADERS:
+            self._begun = flags, payload
+        elif kind == _CONTINUATION:
+            first, block = self._begun
+            self._handle(_HEADERS, first | flags, stream, block + payload, ended)
+        elif kind in {_HEADERS, _DATA, _RST_STREAM}:
             self._handle_call(kind, flags, stream, payload, ended)
         elif kind == _WINDOW_UPDATE and stream == 0:
             self._window += int.from_bytes(payload, "big")
@@ -190,8 +197,6 @@ class Connection:
             last = int.from_bytes(payload[:4], "big") & _WINDOW_MAX
             unseen = [number for number in self.calls if number > last]
             ended += [self.calls.pop(number) for number in unseen]
-        elif kind == _CONTINUATION:
-            raise NotImplementedError("A header block larger than a frame: no answer of ours is.")
 
     def _handle_call(
         self, kind: int, flags: int, stream: int, payload: bytes, ended: list[Call]

@@ -29,8 +29,8 @@ from services.fraud.store.tables import sites
 from services.money import Money
 from services.payment import store as ledger_store
 from services.payment.domain.book import Policy, Request
-from services.payment.domain.commands import MoveFunds
 from services.payment.domain.ledger import Bucket, Purpose, WalletKey
+from services.payment.domain.wallet_commands import MoveFunds
 from services.payment.group import Group
 from services.user import events
 from services.user.domain import session, signing_key

@@ -17,14 +17,7 @@ from services.payment.domain.book import (
     Policy,
     Request,
 )
-from services.payment.domain.commands import (
-    CreatePayment,
-    MoveFunds,
-    Refund,
-    ResolveHold,
-    SetOwner,
-    SettlePending,
-)
+from services.payment.domain.commands import CreatePayment, Refund, ResolveHold, SettlePending
 from services.payment.domain.ledger import (
     SYSTEM_NAMES,
     Account,
@@ -46,6 +39,7 @@ from services.payment.domain.payment import (
     State,
 )
 from services.payment.domain.reservation import ReservationState
+from services.payment.domain.wallet_commands import MoveFunds, SetOwner
 from services.refusal import Refusal
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)

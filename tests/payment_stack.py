@@ -24,9 +24,9 @@ from services import names, sql, streams
 from services.money import Money
 from services.payment import audit, events, follow_up, store
 from services.payment.domain.book import Policy
-from services.payment.domain.commands import MoveFunds
 from services.payment.domain.commands import Request as Once
 from services.payment.domain.ledger import Bucket, Purpose, WalletKey
+from services.payment.domain.wallet_commands import MoveFunds
 from services.payment.server import PaymentServer
 from services.payment.settings import Settings
 from services.rpc import channel
@@ -265,9 +265,10 @@ class PaymentStack:
         self._tls_for = tls_for
 
     @asynccontextmanager
-    async def replica(self, **changes):
+    async def replica(self, *, pace_seconds=0.0, **changes):
         """A replica, from its start to its stop; `changes` are to its settings."""
-        server = PaymentServer(replace(self.settings, **changes), now=self.clock, pace=lambda: 0.0)
+        settings = replace(self.settings, **changes)
+        server = PaymentServer(settings, now=self.clock, pace=lambda: pace_seconds)
         try:
             port = await server.start()
             async with AsyncExitStack() as stack:

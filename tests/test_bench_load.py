@@ -208,6 +208,17 @@ async def test_refusals_are_counted_by_status_and_tell_of_no_payment(gateway):
     assert None not in outcome.latencies
 
 
+async def test_an_answer_whose_headers_take_several_frames_is_read(gateway):
+    async def at_length(request, context):
+        context.set_trailing_metadata([(f"x-said-{number}", "y" * 7_000) for number in range(6)])
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+
+    gateway.answer = at_length
+    outcome = await gateway.offered(Stretch("all", 0.1, rate=100))
+
+    assert outcome.statuses == [grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]] * 10
+
+
 async def test_what_is_never_answered_ends_with_patience_and_counts_as_no_answer(gateway):
     async def never(request, context):
         await asyncio.sleep(60)

@@ -66,6 +66,21 @@ async def test_a_group_holds_no_more_than_its_bound(bank):
     assert max(bank.fraud.calls) == 7
 
 
+async def test_neither_a_full_group_nor_the_end_of_the_service_waits_for_the_pace(bank):
+    payer, vendor = await bank.a_payer(), await bank.a_vendor()
+    async with bank.replica(group_size_max=7, pace_seconds=3_600) as unhurried:
+        there = payer.at(unhurried)
+        await there.pay(vendor, 1)
+        await asyncio.gather(*(there.pay(vendor, 1) for _ in range(14)))
+        assert await vendor.online() == 15
+        # Its caller goes away with the service; it is carried out all the same.
+        left = asyncio.create_task(there.pay(vendor, 1))
+        await eventually(lambda: len(unhurried.group._queue) == 1)
+    await asyncio.wait([left])
+
+    assert await vendor.online() == 16
+
+
 async def test_a_vendor_paid_by_a_hundred_people_at_once_gets_every_payment(bank):
     vendor = await bank.a_vendor()
     payers = await asyncio.gather(*(bank.a_payer(10_00) for _ in range(100)))

@@ -26,11 +26,9 @@ from services.payment import audit, store
 from services.payment.domain.book import Request, Task
 from services.payment.domain.commands import (
     CreatePayment,
-    MoveFunds,
     RecordAssessment,
     Refund,
     ResolveHold,
-    SetOwner,
     SettlePending,
 )
 from services.payment.domain.ledger import Bucket, Purpose, WalletKey
@@ -42,6 +40,7 @@ from services.payment.domain.offline_commands import (
 )
 from services.payment.domain.payment import Decision, Risk, State
 from services.payment.domain.reservation import ReservationState
+from services.payment.domain.wallet_commands import MoveFunds, SetOwner
 from services.payment.group import Group
 from services.payment.handlers.request import service_scope
 from services.refusal import Refusal

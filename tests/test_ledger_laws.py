@@ -16,10 +16,7 @@ from services.payment.domain.book import (
     SettledOffline,
     Task,
 )
-from services.payment.domain.commands import (
-    RecordAssessment,
-    SetOwner,
-)
+from services.payment.domain.commands import RecordAssessment
 from services.payment.domain.ledger import (
     BALANCE_MINOR_UNITS_MAX,
     SYSTEM_NAMES,
@@ -34,6 +31,7 @@ from services.payment.domain.payment import (
     State,
 )
 from services.payment.domain.reservation import ReservationState
+from services.payment.domain.wallet_commands import SetOwner
 from services.refusal import Refusal
 from tests.ledger_world import (
     ASHA,

@@ -28,8 +28,8 @@ from tallystick.fraud.v1 import fraud_service_pb2 as pb
 
 log = logging.getLogger(__name__)
 
-# From one group to the next: alerts must be seen within a second of the assessment.
-_PACE_SECONDS = 0.1
+# From one group to the next: alerts must be seen within a second of the assessment, and pass an event log after this.
+_PACE_SECONDS = 0.25
 _GROUP_MAX = 500
 # Payments that may wait while the database is away: twenty seconds at 1,000 a second.
 _WAITING_MAX = 20_000

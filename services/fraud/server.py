@@ -157,6 +157,7 @@ class FraudServer:
                 SERVICE,
                 secrets.token_hex(4),
                 self.labels.take,
+                wanted=lambda event: events.verdict(event) is not None,
                 at_once=_LABELS_AT_ONCE,
             ),
             streams.consume(

@@ -11,9 +11,10 @@ from services import names
 from services.payment import wire
 from services.payment.domain import book as facts
 from services.payment.domain.book import Fact
-from services.payment.domain.commands import PLATFORM, SetOwner
+from services.payment.domain.commands import PLATFORM
 from services.payment.domain.ledger import WalletKey
 from services.payment.domain.payment import Payment, State
+from services.payment.domain.wallet_commands import SetOwner
 from tallystick.access.v1 import access_pb2
 from tallystick.event.v1 import event_pb2
 from tallystick.user.v1 import user_pb2

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -69,7 +70,7 @@ class Group:
         committed: Called after every commit that changed something.
         now: The clock.
         new_id: Ids of events.
-        pace: How long after the start of a group the next one may start, now.
+        pace: How long after the start of a group the next one may start, now; a full one need not wait.
         size_max: Commands in one transaction.
         queue_max: Commands that may wait.
     """
@@ -98,6 +99,7 @@ class Group:
         self._queue_max = queue_max
         self._queue: deque[Member] = deque()
         self._filled = asyncio.Event()
+        self._full = asyncio.Event()
         self._closing = False
         self._sizes = metrics.get_meter("tallystick.payment").create_histogram(
             "tallystick.payment.group_size", "{command}", "Commands in one transaction"
@@ -118,19 +120,23 @@ class Group:
         done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._queue.append(Member(command, facts, done, telemetry.current()))
         self._filled.set()
+        if len(self._queue) >= self._size_max:
+            self._full.set()
         return await done
 
     async def run(self) -> None:
         """Form groups until `close`; what is queued then is still carried out."""
         committing: asyncio.Task[None] | None = None
         clock = asyncio.get_running_loop().time
-        began = 0.0
+        began = -math.inf
         while self._queue or not self._closing:
             if not self._queue:
                 self._filled.clear()
                 await self._filled.wait()
                 continue
-            await asyncio.sleep(began + self._pace() - clock())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(began + self._pace()):
+                    await self._full.wait()
             began = clock()
             members = self._take()
             await self._assess(members)
@@ -147,10 +153,14 @@ class Group:
         """
         self._closing = True
         self._filled.set()
+        self._full.set()
 
     def _take(self) -> list[Member]:
         size = min(len(self._queue), self._size_max)
-        return [self._queue.popleft() for _ in range(size)]
+        taken = [self._queue.popleft() for _ in range(size)]
+        if len(self._queue) < self._size_max and not self._closing:
+            self._full.clear()
+        return taken
 
     async def _assess(self, members: list[Member]) -> None:
         asked = [member for member in members if member.facts is not None]

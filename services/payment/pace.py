@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 # Groups this far apart are worth their statements at a few hundred payments a second, and nobody waits long.
 SECONDS_MIN = 0.015
-# Twice as far apart saves a third of what a payment costs all services together (docs/performance.md).
-SECONDS_MAX = 0.05
+# What a group costs all services together, 12 ms of CPU, is then shared by the payments of a tenth of a second
+# (docs/performance.md); half of the 200 ms that a payer may wait is left for judging and committing them.
+SECONDS_MAX = 0.1
 # Shares of a core between which the pace grows from the least to the most.
 _SHARE_MIN, _SHARE_MAX = 0.45, 0.65
 _LOOK_SECONDS = 0.1

@@ -159,6 +159,17 @@ _PAYMENT_CHANGES = (
     "update_time",
 )
 
+# Built once: every group executes them, and building a statement costs as much as executing it.
+_LOCK_WALLETS = (
+    sa.select(wallets)
+    .where(wallets.c.wallet_id.in_(sa.bindparam("ids", expanding=True)))
+    .order_by(wallets.c.wallet_id)
+    .with_for_update()
+)
+_FIND_REQUESTS = sa.select(requests).where(
+    requests.c.request_key.in_(sa.bindparam("keys", expanding=True))
+)
+
 
 async def open_book(
     connection: AsyncConnection,
@@ -183,13 +194,8 @@ async def lock_wallets(
     connection: AsyncConnection, keys: Iterable[WalletKey]
 ) -> dict[WalletKey, Wallet]:
     """Read wallets and hold their rows until the transaction ends. In id order, so that groups cannot deadlock."""
-    query = (
-        sa.select(wallets)
-        .where(wallets.c.wallet_id.in_(sorted(wallet_id(key) for key in keys)))
-        .order_by(wallets.c.wallet_id)
-        .with_for_update()
-    )
-    found = (wallet_of(row) for row in await connection.execute(query))
+    ids = sorted(wallet_id(key) for key in keys)
+    found = map(wallet_of, await connection.execute(_LOCK_WALLETS, {"ids": ids}))
     return {wallet.key: wallet for wallet in found}
 
 
@@ -363,8 +369,7 @@ async def _read_requests(
 ) -> tuple[dict[bytes, Answered], dict[UUID, Payment]]:
     if not keys:
         return {}, {}
-    query = sa.select(requests).where(requests.c.request_key.in_(list(keys)))
-    rows = (await connection.execute(query)).all()
+    rows = (await connection.execute(_FIND_REQUESTS, {"keys": list(keys)})).all()
     if not rows:
         return {}, {}
     found = await read_payments(connection, {row.payment_id for row in rows if row.payment_id})

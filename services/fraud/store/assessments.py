@@ -58,10 +58,16 @@ class AlertQuery:
     user_id: UUID | None = None
 
 
+# Built once: several times a second it is executed, and building it costs as much.
+_FIND_KNOWN = sa.select(assessments.c.payment_id).where(
+    assessments.c.payment_id.in_(sa.bindparam("ids", expanding=True))
+)
+
+
 async def known(connection: AsyncConnection, payment_ids: Collection[UUID]) -> set[UUID]:
     """Those of some payments whose assessment is kept."""
-    query = sa.select(assessments.c.payment_id).where(assessments.c.payment_id.in_(payment_ids))
-    return {row.payment_id for row in await connection.execute(query)}
+    found = await connection.execute(_FIND_KNOWN, {"ids": list(payment_ids)})
+    return set(found.scalars())
 
 
 async def insert(connection: AsyncConnection, made: Iterable[Stored]) -> None:

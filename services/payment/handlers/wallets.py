@@ -11,7 +11,6 @@ from services.money import Money
 from services.payment import store, wire
 from services.payment.domain import refusals
 from services.payment.domain.book import Moved
-from services.payment.domain.commands import MoveFunds
 from services.payment.domain.ledger import (
     SYSTEM_NAMES,
     TRANSFER_MINOR_UNITS_MAX,
@@ -19,6 +18,7 @@ from services.payment.domain.ledger import (
     Purpose,
     WalletKey,
 )
+from services.payment.domain.wallet_commands import MoveFunds
 from services.payment.handlers.payments import Ledger
 from services.payment.handlers.request import once
 from services.rpc.identity import Caller, caller
