@@ -11,9 +11,7 @@ from uuid import uuid4
 import pytest
 
 from services import sql, streams
-from services.fraud import wire
 from services.fraud.domain.assessment import Limits
-from services.fraud.domain.measures import measure
 from services.fraud.features.spec import FEATURES
 from services.fraud.labels import Patience
 from services.fraud.server import FraudServer
@@ -700,14 +698,3 @@ async def test_assessments_wait_for_a_database_that_is_away(engine):
 
     assert (await engine.kept(payment)).assessment.payment == payment.payment
     await broken.dispose()
-
-
-def test_features_that_an_earlier_version_did_not_know_are_read_as_unknown():
-    record = pb.GetAssessmentResponse(facts=a_payment("users/v"), history_known=True)
-    record.facts.payer = "users/p"
-    said = wire.facts(record.facts)
-    kept = wire.pack(measure(said, (), Limits()), [7.0] * (len(FEATURES) - 3))
-
-    case = wire.unpack(kept, record, Limits())
-
-    assert list(case.features) == [7.0] * (len(FEATURES) - 3) + [-1.0] * 3
