@@ -369,8 +369,8 @@ async def test_payments_are_judged_while_a_draft_is_tried(desk, monkeypatch):
 
     monkeypatch.setattr(Scorer, "score", slowly)
     trying = asyncio.ensure_future(try_model(desk, "always"))
+    assert await asyncio.to_thread(scoring.wait, 20)
     next_one = asyncio.ensure_future(try_rule(desk, "amount > 0.0"))
-    await asyncio.to_thread(scoring.wait, 20)
 
     (found,) = await desk.assess(a_payment(vendor))
 
