@@ -1,6 +1,9 @@
 # Works from a bare clone with python3 (3.11 or newer, with venv), make and git.
 
-PYTHON ?= python3
+# The system's own Python where it can make environments: distributions build it with profile-guided optimisation, which
+# one that a version manager compiled often lacks; every payment then costs a tenth more (docs/performance.md).
+RIGHT_PYTHON := -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(firstword $(foreach found,/usr/bin/python3 python3,$(shell $(found) $(RIGHT_PYTHON) 2>/dev/null && echo $(found))) python3)
 VENV := .venv
 BIN := $(VENV)/bin
 # What `make bench` measures: every figure, or one: online, offline, scale, with options of its own.

@@ -298,6 +298,28 @@ async def test_a_chargeback_is_seen_in_the_features_of_the_vendors_next_payment(
     kept = await engine.kept(after)
     named = {each.name: each.value for each in kept.features}
     assert named["vendor_fraud_7d"] == pytest.approx(1.0, abs=0.01)
+    assert named["vendor_fraud_run"] == 1
+
+
+@sqlite_only
+async def test_a_fraud_unlike_its_payer_does_not_speak_against_the_vendor(engine):
+    vendor = await engine.a_vendor()
+    usual, robbed, after = (
+        a_payment(vendor),
+        a_payment(vendor, minor_units=300_00),
+        a_payment(vendor),
+    )
+    robbed.payer = usual.payer
+    for payment in (usual, robbed):
+        await engine.assess(payment)
+
+    await engine.label(robbed, fraud=True)
+    await engine.server.labels.feed_now()
+    await engine.assess(after)
+
+    named = {each.name: each.value for each in (await engine.kept(after)).features}
+    assert named["vendor_fraud_7d"] == pytest.approx(1.0, abs=0.01)
+    assert (named["vendor_fraud_run"], named["vendor_own_fraud_28d"]) == (0, 0)
 
 
 @sqlite_only

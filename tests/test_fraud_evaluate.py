@@ -16,6 +16,7 @@ from cli.fraud import worlds
 from cli.fraud.evaluate import Found, measure
 from cli.fraud.replay import replay
 from services import streams
+from services.fraud.features.derive import like_its_payer
 from services.fraud.features.store import FeatureStore
 
 DAY = 86_400
@@ -261,3 +262,27 @@ async def test_a_stopped_payment_teaches_nothing_until_it_is_known_to_be_honest(
     settled = [each.payment for each in taught]
     assert len(settled) == len(set(settled)) > 100
     assert not fraud & set(settled)
+
+
+async def test_a_label_tells_whether_the_payment_was_like_its_payer_when_it_was_made(
+    data, valkey_url
+):
+    world = worlds.read(data)[0]
+    told: list[bool] = []
+    seen: list[bool] = []
+
+    class Watched(FeatureStore):
+        async def label(self, labels):
+            told.extend(label.like_payer for label in labels)
+            await super().label(labels)
+
+    def judge(observed, features):
+        seen.extend(like_its_payer(each.values) for each in features)
+        return np.zeros(len(observed), bool)
+
+    client = streams.connect(valkey_url)
+    await replay(Watched(client), world, DAY, judge)
+    await client.aclose()
+
+    assert told == seen[: len(told)]
+    assert 0 < sum(told) < len(told)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import math
 import random
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
@@ -18,8 +19,9 @@ from hypothesis import strategies as st
 from redis.exceptions import RedisError
 
 from services import streams
+from services.fraud.features.derive import like_its_payer
 from services.fraud.features.observation import Label, Observation, ObservedPosition
-from services.fraud.features.spec import NAMES
+from services.fraud.features.spec import INDEX, NAMES
 from services.fraud.features.store import FeatureStore, without_history
 
 DAY = 86_400.0
@@ -367,6 +369,76 @@ async def test_ten_honest_payments_end_a_run_of_fraud(store):
 
     assert found[0]["vendor_days_since_first_fraud"] == pytest.approx(1)
     assert found[0]["vendor_clean_since_fraud"] == 0
+
+
+def a_fraud(at: float, *, like_payer: bool) -> Label:
+    return Label("users/anna", "users/bakery", fraud=True, occur_time=at, like_payer=like_payer)
+
+
+async def test_frauds_like_their_payers_make_a_run_that_one_honest_payment_ends(store):
+    async def run_at_vendor(number: int) -> tuple[float, float, float]:
+        found = (await store.observe([a_payment(number, occur_time=T0)], now=T0))[0]
+        return tuple(
+            found[name]
+            for name in ("vendor_fraud_run", "vendor_days_in_run", "vendor_own_fraud_28d")
+        )
+
+    assert await run_at_vendor(1) == (0, -1, 0)
+
+    # The second one says that its payer was robbed, and nothing about the vendor.
+    await store.label(
+        [
+            a_fraud(T0 - 3 * DAY, like_payer=True),
+            a_fraud(T0 - 2 * DAY, like_payer=False),
+            a_fraud(T0 - DAY, like_payer=True),
+        ]
+    )
+    own = 2 ** (-3 / 28) + 2 ** (-1 / 28)
+    assert await run_at_vendor(2) == pytest.approx((2, 3, own), rel=1e-5)
+
+    # What was honest before the run does not end it, however late it becomes known.
+    honest = Label("users/bert", "users/bakery", fraud=False, occur_time=T0 - 4 * DAY)
+    await store.label([honest])
+    assert await run_at_vendor(3) == pytest.approx((2, 3, own), rel=1e-5)
+
+    await store.label([dataclasses.replace(honest, occur_time=T0 - DAY / 2)])
+    assert await run_at_vendor(4) == pytest.approx((0, -1, own), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("known", "like"),
+    [
+        ({}, True),
+        ({"amount_to_mean": 2.5, "home_distance_km": 50.0}, True),
+        ({"amount_to_mean": 2.6, "home_distance_km": 3.0}, False),
+        ({"amount_to_mean": 1.0, "home_distance_km": 50.1}, False),
+    ],
+)
+def test_a_payment_is_like_its_payer_unless_far_more_or_far_away(known, like):
+    features = [-1.0] * len(NAMES)
+    for name, value in known.items():
+        features[INDEX[name]] = value
+
+    assert like_its_payer(features) is like
+
+
+async def test_what_an_earlier_version_kept_is_still_read(store, valkey_url):
+    # As kept before runs were: last and first fraud a day ago, one fraud of one label.
+    kept = struct.pack("<dddfffff", T0 - DAY, T0 - DAY, T0 - DAY, 1, 1, 1, 1, 0)
+    with redis.Redis.from_url(valkey_url) as client:
+        client.set("{fraud}:vl:users/bakery", kept)
+        found = (await store.observe([a_payment(1, occur_time=T0)], now=T0))[0]
+        # Nor is an answer repeated that said less.
+        (answer_key,) = client.keys("{fraud}:oi:*")
+        client.set(answer_key, client.get(answer_key)[:-16])
+    again = (await store.observe([a_payment(1, occur_time=T0)], now=T0))[0]
+    await store.label([a_fraud(T0 - DAY / 2, like_payer=True)])
+    later = (await store.observe([a_payment(2, occur_time=T0)], now=T0))[0]
+
+    assert found["vendor_days_since_fraud"] == again["vendor_days_since_fraud"] == 1
+    assert (found["vendor_fraud_run"], found["vendor_days_in_run"]) == (0, -1)
+    assert (later["vendor_fraud_run"], later["vendor_days_in_run"]) == (1, 0.5)
+    assert later["vendor_fraud_28d"] == pytest.approx(2 ** (-1 / 28) + 2 ** (-0.5 / 28), rel=1e-5)
 
 
 async def test_the_oldest_of_too_many_vendors_and_devices_is_forgotten(store):

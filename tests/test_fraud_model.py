@@ -6,6 +6,9 @@ import hashlib
 import json
 import logging
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +55,23 @@ def test_a_score_does_not_depend_on_its_neighbours(scorer):
     assert len(np.unique(together)) > 20
 
 
+def test_another_process_gives_identical_scores(scorer):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_fraud_model as t\n"
+        "sys.stdout.write(t.Scorer.load().score(t.some_features(300)).tobytes().hex())\n"
+    )
+
+    there = subprocess.run(
+        [sys.executable, "-c", program, str(Path(__file__).parent)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert there.stdout == scorer.score(some_features(300)).tobytes().hex()
+
+
 def test_scores_lie_between_0_and_99(scorer):
     extremes = np.array([[-3e38] * len(NAMES), [3e38] * len(NAMES), [0] * len(NAMES)], np.float32)
 
@@ -60,6 +80,23 @@ def test_scores_lie_between_0_and_99(scorer):
     assert scores.min() >= 0
     assert scores.max() <= SCORE_MAX
     assert scorer.score(np.empty((0, len(NAMES)), np.float32)).shape == (0,)
+
+
+class Gives:
+    """Trees that give what they are told to."""
+
+    def __init__(self, *margins):
+        self._margins = np.array(margins, np.float32).reshape(-1, 1)
+
+    def run(self, outputs, inputs):
+        return [self._margins]
+
+
+def test_what_is_no_number_is_the_highest_score_never_a_pass(scorer):
+    trees = Gives(np.nan, np.inf, -np.inf)
+    broken = Scorer(replace(scorer._model, session=trees))
+
+    assert broken.score(some_features(3)).tolist() == [SCORE_MAX, SCORE_MAX, 0.0]
 
 
 def test_the_review_score_is_where_the_report_says():
@@ -118,6 +155,10 @@ BAD = {
     "fewer features": (rewriting(features=list(NAMES[:-1])), FEATURES_VERSION),
     "other features": (rewriting(features_version="other"), "other"),
     "falls": (rewriting(calibration={"margins": [1, 0], "scores": [0, 99]}), "does not rise"),
+    "endless": (
+        rewriting(calibration={"margins": [0, float("inf")], "scores": [0, 99]}),
+        "does not rise",
+    ),
     "nothing": (rewriting(calibration={"margins": [], "scores": []}), "does not rise"),
 }
 

@@ -20,7 +20,7 @@ from services.fraud.domain.language import (
     compile_expression,
 )
 from services.fraud.domain.offline_risk import Level, after_label, after_suspicion, is_suspicious
-from services.fraud.domain.rulebook import RuleBook, judge_batch
+from services.fraud.domain.rulebook import RuleBook, judge_batch, with_model_score
 from services.fraud.domain.rules import Action, Entry, List, Mode, Rule, Suppression, built_in
 from services.fraud.domain.variables import VARIABLES, render, unknown_placeholders
 from services.fraud.features.incidents import NO_INCIDENTS, Incidents
@@ -230,7 +230,10 @@ USUAL = {"payer_payments": 20.0, "payer_devices": 1.0, "payer_vendor_payments": 
 @pytest.mark.parametrize(
     ("reason", "below", "at"),
     [
+        ("AMOUNT_PER_MINUTE", {"sum_1m": 4_899_99.0}, {"sum_1m": 4_900_00.0}),
+        ("AMOUNT_PER_HOUR", {"sum_1h": 7_399_99.0}, {"sum_1h": 7_400_00.0}),
         ("AMOUNT_PER_DAY", {"sum_1d": 9_899_99.0}, {"sum_1d": 9_900_00.0}),
+        ("AMOUNT_PER_WEEK", {"sum_7d": 29_899_99.0}, {"sum_7d": 29_900_00.0}),
         (
             "AMOUNT_AGAINST_HISTORY",
             {"amount_to_max": 5.0, "amount_to_mean": 16.0},
@@ -404,6 +407,31 @@ cases = st.builds(
     st.booleans(),
     st.floats(-1, 99),
 )
+
+
+@settings(max_examples=200)
+@given(cases, st.floats(0, 99), st.floats(0, 99), st.booleans(), st.sampled_from([None, *List]))
+def test_another_score_says_what_judging_with_it_would_have(case, score, other, settled, listed):
+    entries = [] if listed is None else [Entry(listed, PAYER, NOW + 1)]
+    noted = a_rule("NOTED", "minor_units % 2 == 1", Action.NOTE)
+    tried = a_rule("TRIED", "amount > 50.0", mode=Mode.SHADOW)
+    passes = a_rule("PASSES", "count_1h > 100.0", Action.ALLOW)
+    book = RuleBook([*built_in(), noted, tried, passes], entries)
+
+    def judged(with_score):
+        guard = Guard()
+        # Where few are strangers, the model is listened to about them as well.
+        guard._newcomers = 0.0 if settled else 1.0
+        return book.judge(replace(case, model_score=with_score), guard)
+
+    assert with_model_score(judged(score), score) == judged(score)
+    found, expected = with_model_score(judged(score), other), judged(other)
+    assert (found.decision, found.score, found.signals) == (
+        expected.decision,
+        expected.score,
+        expected.signals,
+    )
+    assert set(found.shadow) == set(expected.shadow)
 
 
 @settings(max_examples=60)

@@ -39,6 +39,12 @@ def test_every_limit_can_be_set(variables):
     assert Settings.read(Environment(variables)).limits == Limits(5_000.0, 1, 2, 3)
 
 
+def test_there_are_draft_models_only_where_a_folder_is_set(variables, tmp_path):
+    assert Settings.read(Environment(variables)).drafts_directory is None
+    variables["TALLYSTICK_MODEL_DRAFTS_DIR"] = str(tmp_path)
+    assert Settings.read(Environment(variables)).drafts_directory == tmp_path
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

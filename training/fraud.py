@@ -43,12 +43,12 @@ _TRAIN_DAYS = {"synccfd": (33, 54), "overlay": (39, 51)}
 _VALIDATION_DAYS = {"synccfd": (62, 69), "overlay": (53, 61)}
 # Share of honest payments whose score reaches REVIEW_SCORE, in the worst validation replay. Below
 # 1 %: rules stop a few more, and other worlds are not quite like these.
-_REVIEW_HONEST_SHARE = 0.008
+_REVIEW_HONEST_SHARE = 0.007
 _POINTS_PER_DECADE = 25.0
 # Margins are sums of some hundred 32-bit leaves.
 _ONNX_DIFFERENCE_MAX = 1e-4
 
-# Chosen on the training days alone: fitted to the first two thirds, compared on the rest. Wide
+# These and the weights were chosen on the training days alone: see docs/fraud.md. Wide
 # leaves, few columns a tree and a strong penalty, so that no single pattern of these worlds decides.
 _PARAMETERS: dict[str, Any] = {
     "objective": "binary",
@@ -75,8 +75,9 @@ class _Run:
     """A world as it is replayed: how late labels come, whether devices have ids, its weight.
 
     Both delays are trained on, so that a model does not expect labels sooner than a desk gives
-    them; most of the overlay's weight is without device ids, which are too telling there. Its fraud
-    weighs more than its honest payments, which evens out where one threshold falls in both worlds.
+    them; most of the overlay's weight is without device ids, which are too telling there. Fraud
+    weighs more than honest payments: the overlay's is rarer, and synccfd's, when labels come after
+    a week, looks honest more often. So one threshold stops about as many honest payments in either.
     """
 
     world: World
@@ -100,13 +101,14 @@ def _runs(worlds: Sequence[World]) -> list[_Run]:
     for world in worlds:
         if world.device is None:
             runs += [
-                _Run(world, days, device=False, weight=1.0, fraud_weight=1.0) for days in (1, 7)
+                _Run(world, 1, device=False, weight=1.0, fraud_weight=2.0),
+                _Run(world, 7, device=False, weight=1.0, fraud_weight=3.0),
             ]
         else:
             runs += [
                 _Run(world, 1, device=True, weight=3.0, fraud_weight=10.0),
                 _Run(world.without_device(), 1, device=False, weight=4.0, fraud_weight=14.0),
-                _Run(world.without_device(), 7, device=False, weight=1.0, fraud_weight=3.5),
+                _Run(world.without_device(), 7, device=False, weight=2.5, fraud_weight=8.0),
             ]
     return runs
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cli.fraud.worlds import World
-from services.fraud.features.derive import FeatureBatch
+from services.fraud.features.derive import FeatureBatch, like_its_payer
 from services.fraud.features.observation import Label, Observation
 from services.fraud.features.store import FeatureStore
 
@@ -31,7 +31,7 @@ async def replay(store: FeatureStore, world: World, label_delay: float, judge: J
         label_delay: Seconds.
         judge: Called once for each batch, in order.
     """
-    stopped = np.zeros(len(world), bool)
+    stopped, like_payer = np.zeros(len(world), bool), np.ones(len(world), bool)
     known = 0
     passed: list[Observation] = []
     for start in range(0, len(world), BATCH):
@@ -39,7 +39,7 @@ async def replay(store: FeatureStore, world: World, label_delay: float, judge: J
         until = int(np.searchsorted(world.time, world.time[start] - label_delay, side="right"))
         until = min(until, start)
         if until > known:
-            await store.label(_labels(world, known, until))
+            await store.label(_labels(world, like_payer, known, until))
             passed += [
                 world.observations(row, row + 1)[0]
                 for row in range(known, until)
@@ -49,6 +49,7 @@ async def replay(store: FeatureStore, world: World, label_delay: float, judge: J
         observed = world.observations(start, end)
         features = await store.observe(observed, now=float(world.time[end - 1]), settled=passed)
         stopped[start:end] = judge(observed, features)
+        like_payer[start:end] = [like_its_payer(row) for row in features.matrix.tolist()]
         passed = [
             seen
             for seen, stop in zip(observed, stopped[start:end].tolist(), strict=True)
@@ -56,15 +57,16 @@ async def replay(store: FeatureStore, world: World, label_delay: float, judge: J
         ]
 
 
-def _labels(world: World, start: int, end: int) -> list[Label]:
+def _labels(world: World, like_payer: NDArray[np.bool_], start: int, end: int) -> list[Label]:
     rows = slice(start, end)
     return [
-        Label(f"users/{payer}", f"users/v{vendor}", scenario != 0, at)
-        for payer, vendor, scenario, at in zip(
+        Label(f"users/{payer}", f"users/v{vendor}", scenario != 0, at, like)
+        for payer, vendor, scenario, at, like in zip(
             world.payer[rows].tolist(),
             world.vendor[rows].tolist(),
             world.scenario[rows].tolist(),
             world.time[rows].tolist(),
+            like_payer[rows].tolist(),
             strict=True,
         )
     ]

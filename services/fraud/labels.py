@@ -16,7 +16,9 @@ from services import event_log, names, sql
 from services.event_log import Relay
 from services.fraud import events, store, wire
 from services.fraud.domain.offline_risk import Level, Standing, after_label
+from services.fraud.features.derive import like_its_payer
 from services.fraud.features.observation import Label, Observation
+from services.fraud.features.spec import FEATURES_VERSION
 from services.fraud.features.store import FeatureStore
 from services.fraud.store import assessments, offline_risks
 from services.fraud.store.assessments import FRAUD, HONEST, Stored
@@ -184,7 +186,11 @@ class Labels:
             record = pb.GetAssessmentResponse.FromString(stored.record)
             seen = _observation(record)
             fraud = stored.label == FRAUD
-            labels.append(Label(seen.payer, seen.vendor, fraud, seen.occur_time))
+            # On another list of features it cannot be told, and speaks against nobody.
+            like_payer = record.features_version == FEATURES_VERSION and like_its_payer(
+                wire.unpack_features(stored.features)
+            )
+            labels.append(Label(seen.payer, seen.vendor, fraud, seen.occur_time, like_payer))
             passed = record.assessment.decision == pb.Assessment.DECISION_ALLOW
             if not fraud and not passed:
                 released.append(seen)

@@ -20,6 +20,7 @@ from services.fraud.domain.assessment import Decision
 from services.fraud.domain.guard import Guard
 from services.fraud.domain.offline_risk import after_suspicion, is_suspicious
 from services.fraud.features.incidents import NO_INCIDENTS
+from services.fraud.features.spec import FEATURES_VERSION
 from services.fraud.store import assessments, offline_risks
 from services.fraud.store.assessments import Stored, StoredAlert
 from services.fraud.store.offline_risks import Change
@@ -219,6 +220,8 @@ def _row(payment_id: UUID, each: Judged, time: datetime) -> Stored:
         model_version=each.model_version if score >= 0 else "",
         rules_revision=each.rules_revision,
         history_known=case is not None and case.history_known,
+        features_version=FEATURES_VERSION if case is not None and case.features else "",
+        model_silent=assessment.model_silent,
     )
     record.create_time.FromDatetime(time)
     if case is not None and case.incidents != NO_INCIDENTS:

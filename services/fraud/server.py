@@ -19,10 +19,13 @@ from services.environment import Environment
 from services.event_log import Relay
 from services.fraud import events, store
 from services.fraud.assessor import Assessor
+from services.fraud.backtests import Backtests
 from services.fraud.books import Books
 from services.fraud.clients import Parties
 from services.fraud.domain.guard import Guard
 from services.fraud.domain.sites import SiteIndex
+from services.fraud.drafts import Drafts
+from services.fraud.feature_lists import FeatureLists
 from services.fraud.features.store import FeatureStore
 from services.fraud.handlers.assessments import Desk, FraudHandlers
 from services.fraud.handlers.rules import RuleHandlers, Shelf
@@ -101,6 +104,8 @@ class FraudServer:
             history_seconds=settings.history_seconds,
         )
         self._alerts = Feed(self._redis, SERVICE)
+        self._lists = FeatureLists(self._engine)
+        drafts = Drafts(settings.drafts_directory)
         desk = Desk(
             index=self._index,
             parties=parties,
@@ -108,11 +113,13 @@ class FraudServer:
             recorder=self.recorder,
             labels=self.labels,
             engine=self._engine,
+            lists=self._lists,
             feed=self._alerts,
             now=now,
             clock=clock,
         )
-        shelf = Shelf(self.books, self._guard, settings.limits, self._engine, now)
+        backtests = Backtests(self._engine, self._lists, drafts, settings.limits)
+        shelf = Shelf(self.books, self._guard, backtests, self._engine, now)
         self._server = Server(
             SERVICE,
             settings.listen,
@@ -137,6 +144,7 @@ class FraudServer:
         """Load sites and rules, then serve; answers the port."""
         await self._feed.load()
         await self.books.load()
+        await self._lists.load()
         if not self._scorer.available:
             self.recorder.model_missing(self._scorer.problem)
         self._run(

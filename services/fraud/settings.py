@@ -24,6 +24,7 @@ class Settings:
         limits: Where payments stop passing unseen.
         decline_share_max: Of recent payments, what one rule may decline before it only reviews.
         model_directory: Where the model is; None: the one that is shipped.
+        drafts_directory: Where the folders of draft models are; None: there are none to try.
         history_seconds: How long counters and profiles are waited for.
         patience: When silence counts as honesty, and how long assessments are kept.
         drain_notice_ms: How long callers are given to notice NOT_SERVING before calls are ended.
@@ -40,6 +41,7 @@ class Settings:
     log_level: str
     decline_share_max: float = 0.05
     model_directory: Path | None = None
+    drafts_directory: Path | None = None
     history_seconds: float = 0.06
     patience: Patience = field(default_factory=Patience)
 
@@ -60,15 +62,19 @@ class Settings:
             drain_notice_ms=environment.integer("DRAIN_NOTICE_MS", 1_000),
             log_level=environment.text("LOG_LEVEL", "INFO"),
             decline_share_max=environment.integer("DECLINE_SHARE_MAX_PERCENT", 5) / 100,
-            model_directory=Path(directory)
-            if (directory := environment.text("MODEL_DIR", ""))
-            else None,
+            model_directory=_directory(environment, "MODEL_DIR"),
+            drafts_directory=_directory(environment, "MODEL_DRAFTS_DIR"),
             history_seconds=environment.integer("HISTORY_BUDGET_MS", 60, at_least=1) / 1_000,
             patience=Patience(
                 undisputed=timedelta(days=environment.integer("UNDISPUTED_DAYS", 7, at_least=1)),
                 kept=timedelta(days=environment.integer("ASSESSMENTS_KEPT_DAYS", 120, at_least=1)),
             ),
         )
+
+
+def _directory(environment: Environment, name: str) -> Path | None:
+    said = environment.text(name, "")
+    return Path(said) if said else None
 
 
 def _limits(environment: Environment) -> Limits:

@@ -30,6 +30,8 @@ DECISIONS = {
     Decision.DECLINE: pb.Assessment.DECISION_DECLINE,
 }
 _CODES = {code: pb.Signal.Code.Value(f"CODE_{code.value}") for code in assessment.Code}
+_DECISIONS_KEPT = {value: decision for decision, value in DECISIONS.items()}
+_CODES_KEPT = {value: code for code, value in _CODES.items()}
 # Site known, metres to it and metres beyond the limit (NaN: not measured); the features follow.
 _MEASURES = struct.Struct("<?dd")
 
@@ -104,6 +106,22 @@ def answer(payment: str, found: Assessment) -> pb.Assessment:
     )
 
 
+def assessment_of(record: pb.GetAssessmentResponse) -> Assessment:
+    """An assessment out of what is kept of it."""
+    said = record.assessment
+    return Assessment(
+        _DECISIONS_KEPT[said.decision],
+        said.score,
+        tuple(_signal(each) for each in said.signals),
+        tuple(_signal(each) for each in record.shadow_signals),
+        record.model_silent,
+    )
+
+
+def _signal(said: pb.Signal) -> Signal:
+    return Signal(_CODES_KEPT[said.code], said.reason, said.weight, said.detail)
+
+
 def incidents_message(known: Incidents) -> pb.CodeIncidents:
     """What went wrong with offline codes."""
     return pb.CodeIncidents(
@@ -130,8 +148,17 @@ def unpack_features(kept: bytes) -> list[float]:
     return found
 
 
-def unpack(kept: bytes, record: pb.GetAssessmentResponse, limits: Limits) -> Case:
-    """The payment as the rules saw it, for trying other rules on it."""
+def unpack(
+    kept: bytes, features: Sequence[float], record: pb.GetAssessmentResponse, limits: Limits
+) -> Case:
+    """The payment as the rules saw it, for trying other rules on it.
+
+    Args:
+        kept: What `pack` made.
+        features: What `unpack_features` finds there, in today's order.
+        record: The assessment.
+        limits: What this deployment allows.
+    """
     said = facts(record.facts)
     site_known, away, beyond = _MEASURES.unpack_from(kept)
     # What was wrong with the position follows from the facts alone.
@@ -146,7 +173,7 @@ def unpack(kept: bytes, record: pb.GetAssessmentResponse, limits: Limits) -> Cas
     return Case(
         facts=said,
         measures=measures,
-        features=unpack_features(kept),
+        features=features,
         history_known=record.history_known,
         model_score=record.model_score,
         limits=limits,

@@ -131,12 +131,14 @@ class Assessment:
             DECLINE_SCORE, REVIEW between them.
         signals: Strongest first; signals of equal weight in the order of the checks.
         shadow: What rules in shadow would have added, and what an ALLOW silenced.
+        model_silent: The model was not listened to, whatever its score.
     """
 
     decision: Decision
     score: int
     signals: tuple[Signal, ...]
     shadow: tuple[Signal, ...] = ()
+    model_silent: bool = False
 
 
 # From this score on a person must look; a signal that weighs DECLINE_SCORE refuses the payment.
@@ -146,6 +148,7 @@ DECLINE_SCORE = 100
 _FACTS_INVALID_WEIGHT = 60
 
 PASSED = Assessment(Decision.ALLOW, 0, ())
+PASSED_UNHEARD = Assessment(Decision.ALLOW, 0, (), model_silent=True)
 
 
 def not_assessable(problems: Sequence[str]) -> Assessment:
@@ -158,7 +161,9 @@ def not_assessable(problems: Sequence[str]) -> Assessment:
     return conclude([Signal(code, code.value, _FACTS_INVALID_WEIGHT, each) for each in problems])
 
 
-def conclude(signals: Sequence[Signal], shadow: Iterable[Signal] = ()) -> Assessment:
+def conclude(
+    signals: Sequence[Signal], shadow: Iterable[Signal] = (), *, model_silent: bool = False
+) -> Assessment:
     """The answer that signals add up to.
 
     The score treats them as independent: 100 · (1 - Π(1 - weight / 100)), rounded, so that every
@@ -166,19 +171,20 @@ def conclude(signals: Sequence[Signal], shadow: Iterable[Signal] = ()) -> Assess
     reviews to a refusal.
     """
     if not signals:
-        return Assessment(Decision.ALLOW, 0, (), tuple(shadow))
+        return Assessment(Decision.ALLOW, 0, (), tuple(shadow), model_silent)
     ordered = tuple(sorted(signals, key=_strongest_first))
     strongest = ordered[0].weight
     if strongest >= DECLINE_SCORE:
-        return Assessment(Decision.DECLINE, DECLINE_SCORE, ordered, tuple(shadow))
+        return Assessment(Decision.DECLINE, DECLINE_SCORE, ordered, tuple(shadow), model_silent)
     left = 1.0
     for signal in ordered:
         left *= 1 - signal.weight / 100
     score = round(100 * (1 - left))
     if strongest >= REVIEW_SCORE:
         score = min(DECLINE_SCORE - 1, score)
-        return Assessment(Decision.REVIEW, score, ordered, tuple(shadow))
-    return Assessment(Decision.ALLOW, min(REVIEW_SCORE - 1, score), ordered, tuple(shadow))
+        return Assessment(Decision.REVIEW, score, ordered, tuple(shadow), model_silent)
+    score = min(REVIEW_SCORE - 1, score)
+    return Assessment(Decision.ALLOW, score, ordered, tuple(shadow), model_silent)
 
 
 def _strongest_first(signal: Signal) -> int:

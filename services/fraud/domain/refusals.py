@@ -47,3 +47,20 @@ def rule_changed(rule: str, version: int) -> Refusal:
 def too_many_rules(limit: int) -> Refusal:
     message = f"{limit} rules are active, as many as may be. Switch one off first."
     return Refusal(Kind.PRECONDITION, "TOO_MANY_RULES", message, limit=str(limit))
+
+
+def model_drafts_unset() -> Refusal:
+    setting = "TALLYSTICK_MODEL_DRAFTS_DIR"
+    message = f"This deployment keeps no draft models. Set {setting} to the folder they are in."
+    return Refusal(Kind.PRECONDITION, "MODEL_DRAFTS_UNSET", message, setting=setting)
+
+
+def model_not_found(model: str) -> Refusal:
+    message = f"There is no draft model {model}. Put its folder beside the other drafts."
+    return Refusal(Kind.NOT_FOUND, "MODEL_NOT_FOUND", message, model=model)
+
+
+def model_unusable(model: str, problem: str) -> Refusal:
+    why = problem.rstrip(".")
+    message = f"Draft model {model} cannot be used: {why}. Mend its folder, or name another."
+    return Refusal(Kind.PRECONDITION, "MODEL_UNUSABLE", message, model=model, problem=problem)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from services.fraud.domain.assessment import (
     DECLINE_SCORE,
     PASSED,
+    PASSED_UNHEARD,
     REVIEW_SCORE,
     Assessment,
     Code,
@@ -89,9 +90,10 @@ class RuleBook:
         if listed is not None and listed.code is Code.DENY_LISTED:
             return conclude([listed])
         held = self._expressions.hold(self._read(case))
-        model = None if newcomer and guard.newcomers_are_usual() else _model_signal(case)
+        silent = newcomer and guard.newcomers_are_usual()
+        model = None if silent else _model_signal(case.model_score)
         if not held and listed is None:
-            return conclude([model]) if model else PASSED
+            return conclude([model]) if model else PASSED_UNHEARD if silent else PASSED
         said: list[Signal] = [] if model is None else [model]
         shadow: list[Signal] = []
         allowed = listed
@@ -106,10 +108,10 @@ class RuleBook:
             else:
                 said.append(signal)
         if allowed is None:
-            return conclude(said, shadow)
+            return conclude(said, shadow, model_silent=silent)
         notes = [signal for signal in said if signal.weight < REVIEW_SCORE]
         silenced = [signal for signal in said if signal.weight >= REVIEW_SCORE]
-        return conclude([allowed, *notes], [*silenced, *shadow])
+        return conclude([allowed, *notes], [*silenced, *shadow], model_silent=silent)
 
     def _signal(self, each: _Known, case: Case, guard: Guard) -> Signal:
         rule = each.rule
@@ -144,6 +146,27 @@ def judge_batch(book: RuleBook, cases: Sequence[Case], guard: Guard) -> list[Ass
     return [book.judge(case, guard) for case in cases]
 
 
+def with_model_score(before: Assessment, score: float) -> Assessment:
+    """What would have been said, had the model scored otherwise; rules are left as they spoke.
+
+    Args:
+        before: What `RuleBook.judge` said.
+        score: The model's, 0 to 99.
+    """
+    denied = any(signal.code is Code.DENY_LISTED for signal in before.signals)
+    if before.model_silent or denied:
+        return before
+    said = [signal for signal in before.signals if signal.code is not Code.MODEL]
+    shadow = [signal for signal in before.shadow if signal.code is not Code.MODEL]
+    model = _model_signal(score)
+    if model is None:
+        return conclude(said, shadow)
+    # Only what allows weighs nothing, and it silences the model.
+    if any(signal.weight == 0 for signal in said):
+        return conclude(said, [model, *shadow])
+    return conclude([model, *said], shadow)
+
+
 def _action(rule: Rule) -> Action:
     return rule.action
 
@@ -164,8 +187,7 @@ def _is_newcomer(case: Case) -> bool:
     return case.features[_COUNT_30D] - case.features[_COUNT_1D] < _MODEL_PAYMENTS_MIN
 
 
-def _model_signal(case: Case) -> Signal | None:
-    score = case.model_score
+def _model_signal(score: float) -> Signal | None:
     if score < REVIEW_SCORE:
         return None
     # Of the model's scale: every 25 points are ten times rarer among honest payments.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -51,6 +51,7 @@ class Variable:
         unit: What it counts in.
         meaning: One line.
         read: Its value for a payment.
+        features: The features it is read from.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Variable:
     unit: str
     meaning: str
     read: Callable[[Case], Value]
+    features: frozenset[str] = frozenset()
 
 
 def _beyond(case: Case) -> float:
@@ -137,6 +139,7 @@ _FACTS: tuple[Variable, ...] = (
         "km",
         "How far from its site the vendor's payers usually are; 0 when not known.",
         _vendor_usual_km,
+        frozenset({"vendor_distance_excess_km"}),
     ),
     Variable(
         "history_known",
@@ -208,11 +211,23 @@ VARIABLES: dict[str, Variable] = {
     for each in (
         *_FACTS,
         *(
-            Variable(each.name, "double", each.unit, each.meaning, _feature(each.name))
+            Variable(
+                each.name,
+                "double",
+                each.unit,
+                each.meaning,
+                _feature(each.name),
+                frozenset({each.name}),
+            )
             for each in FEATURES
         ),
     )
 }
+
+
+def features_of(names: Iterable[str]) -> frozenset[str]:
+    """The features that some variables are read from."""
+    return frozenset[str]().union(*(VARIABLES[name].features for name in names))
 
 
 def _distance(case: Case) -> str:

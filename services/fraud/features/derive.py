@@ -23,6 +23,9 @@ _WEEK, _FORTNIGHT = 7 * _DAY, 14 * _DAY
 _EARTH_RADIUS_KM = 6_371.0088
 _FLOAT_MAX = 3e38
 _RECENT_SECONDS = 60.0
+# A payment like its payer: over the usual amount, and from home. Honest amounts hardly pass it.
+_LIKE_AMOUNT_MAX = 2.5
+_LIKE_KM_MAX = 50.0
 # Payments from which on a vendor's average distance is called usual.
 _USUAL_AFTER = 3
 
@@ -54,6 +57,20 @@ class FeatureVector:
     def as_dict(self) -> dict[str, float]:
         """Every feature by its name."""
         return dict(zip(NAMES, self.values, strict=True))
+
+
+def like_its_payer(features: Sequence[float]) -> bool:
+    """Whether the payer might have paid just so: neither far more than usual nor far from home.
+
+    A fraud of that kind is more likely the vendor's doing than a thief's.
+
+    Args:
+        features: In the order of `spec.FEATURES`. What is not known (-1) is no difference.
+    """
+    return (
+        features[INDEX["amount_to_mean"]] <= _LIKE_AMOUNT_MAX
+        and features[INDEX["home_distance_km"]] <= _LIKE_KM_MAX
+    )
 
 
 class FeatureBatch(Sequence[FeatureVector]):
@@ -280,6 +297,9 @@ def _labels(out: _Columns, said: dict[str, Floats], old: _State) -> None:
     out["vendor_days_since_fraud"] = _days_since(t, last)
     out["vendor_days_since_first_fraud"] = _days_since(t, first)
     out["vendor_clean_since_fraud"] = np.where(last >= 0, old["vendor_clean"], -1.0)
+    out["vendor_fraud_run"] = old["vendor_run"]
+    out["vendor_days_in_run"] = _days_since(t, old["vendor_run_since"])
+    out["vendor_own_fraud_28d"] = old["vendor_own_frauds"] * np.exp2(-gap / _FRAUD_HALF_LIVES[1])
     gap = np.where(old["payer_label_t"] >= 0, np.abs(t - old["payer_label_t"]), 0.0)
     out["payer_fraud_14d"] = old["payer_frauds"] * np.exp2(-gap / _FORTNIGHT)
     last = old["payer_last_fraud"]

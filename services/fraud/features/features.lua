@@ -40,11 +40,13 @@ local OLD_CODE_SECONDS = 3600
 
 local EMPTY_PAYER = struct.pack(PAYER, -1, -1, 0,0,0,0,0,0, 0,0,0,0,0,0, -1, 0,0, 0,0,0,0, 0,0,0, 0,0,0)
 local EMPTY_VENDOR = struct.pack(VENDOR, -1, 0,0,0,0, 0,0,0,0, 0,0,0,0)
-local EMPTY_VENDOR_LABELS = struct.pack('<dddfffff', -1, -1, -1, 0,0,0,0,0)
+local EMPTY_VENDOR_LABELS = struct.pack('<dddfffffdff', -1, -1, -1, 0,0,0,0,0, -1,0,0)
 local EMPTY_PAYER_LABELS = struct.pack('<ddff', -1, -1, 0, 0)
 local NO_DEVICE = string.rep('\0', 8)
 local NO_INCIDENT = string.rep('\0', 16)
 local NO_INCIDENTS = string.rep(NO_INCIDENT, 3)
+local ANSWER_BYTES = #EMPTY_PAYER + #EMPTY_VENDOR + #EMPTY_VENDOR_LABELS + #EMPTY_PAYER_LABELS
+  + struct.size(REST) + #NO_INCIDENTS
 
 local prefix = KEYS[1] .. ':'
 local unpack_record = struct.unpack
@@ -207,7 +209,8 @@ local function observe(data, position, remember)
   local got = redis.call('MGET', answer_key, payer_key, vendor_key, prefix .. 'vl:' .. vendor,
     prefix .. 'pl:' .. payer, prefix .. 'pv:' .. payer, prefix .. 'pd:' .. payer,
     prefix .. 'iw:' .. vendor, prefix .. 'id:' .. vendor, prefix .. 'ip:' .. payer)
-  if got[1] then return string.sub(got[1], 2), next_position end
+  -- An answer of an earlier version that said less is not repeated.
+  if got[1] and #got[1] == 1 + ANSWER_BYTES then return string.sub(got[1], 2), next_position end
   local payer_before, vendor_before = got[2] or EMPTY_PAYER, got[3] or EMPTY_VENDOR
 
   local rest = {0, 0, -1, 0, 0,0,0,0, 0,0,0,0, 0,0}
@@ -251,7 +254,10 @@ local function observe(data, position, remember)
   if got[8] or got[9] or got[10] then
     incidents = (got[8] or NO_INCIDENT) .. (got[9] or NO_INCIDENT) .. (got[10] or NO_INCIDENT)
   end
-  local answer = payer_before .. vendor_before .. (got[4] or EMPTY_VENDOR_LABELS)
+  -- A record of an earlier version lacks the last fields.
+  local vendor_labels = got[4] or ''
+  local answer = payer_before .. vendor_before
+    .. vendor_labels .. string.sub(EMPTY_VENDOR_LABELS, #vendor_labels + 1)
     .. (got[5] or EMPTY_PAYER_LABELS) .. pack_record(REST, unpack(rest, 1, 14)) .. incidents
   redis.call('SET', answer_key, '\0' .. answer, 'EX', remember)
   return answer, next_position

@@ -1,13 +1,16 @@
 -- Takes up what payments turned out to be, in the order it became known.
 --
--- KEYS[1]: the prefix of every key. ARGV[1]: labels: t, fraud (0 or 1), payer, vendor.
+-- KEYS[1]: the prefix of every key.
+-- ARGV[1]: labels: t, fraud (0 or 1), like its payer (0 or 1), payer, vendor.
 --
 -- Vendor: 1 counted to, 2 last fraud, 3 first fraud of this run; 4-5 fraud (7 d, 28 d), 6-7 all labels
--- (7 d, 28 d), 8 honest since the last fraud. Payer: 1 counted to, 2 last fraud; 3 fraud (14 d), 4 honest
+-- (7 d, 28 d), 8 honest since the last fraud; 9 first and 10 number of the frauds like their payers with
+-- nothing honest since, 11 such frauds (28 d). Payer: 1 counted to, 2 last fraud; 3 fraud (14 d), 4 honest
 -- since the last fraud.
 
 local DAY = 86400
-local VENDOR = '<dddfffff'
+local VENDOR = '<dddfffffdff'
+local EMPTY_VENDOR = struct.pack(VENDOR, -1, -1, -1, 0,0,0,0,0, -1,0,0)
 local PAYER = '<ddff'
 local NEW_RUN_AFTER_SECONDS = 28 * DAY
 local NEW_RUN_AFTER_HONEST = 10
@@ -27,15 +30,17 @@ local function gap_of(record, t)
   return t - record[1]
 end
 
-local function label_vendor(vendor, t, fraud)
+local function label_vendor(vendor, t, fraud, like_payer)
   local key = prefix .. 'vl:' .. vendor
-  local got = redis.call('GET', key)
-  local v = got and {struct.unpack(VENDOR, got)} or {-1, -1, -1, 0, 0, 0, 0, 0}
+  -- A record of an earlier version lacks the last fields.
+  local got = redis.call('GET', key) or ''
+  local v = {struct.unpack(VENDOR, got .. string.sub(EMPTY_VENDOR, #got + 1))}
   local gap = gap_of(v, t)
   count(v, 4, 7 * DAY, gap, fraud)
   count(v, 5, 28 * DAY, gap, fraud)
   count(v, 6, 7 * DAY, gap, 1)
   count(v, 7, 28 * DAY, gap, 1)
+  count(v, 11, 28 * DAY, gap, fraud * like_payer)
   v[1] = math.max(v[1], t)
   if fraud == 1 then
     if v[2] < 0 or t - v[2] > NEW_RUN_AFTER_SECONDS or v[8] >= NEW_RUN_AFTER_HONEST then
@@ -44,10 +49,15 @@ local function label_vendor(vendor, t, fraud)
       v[3] = math.min(v[3], t)
     end
     if t >= v[2] then v[2], v[8] = t, 0 end
-  elseif t > v[2] then
-    v[8] = v[8] + 1
+    if like_payer == 1 then
+      v[9] = v[10] == 0 and t or math.min(v[9], t)
+      v[10] = v[10] + 1
+    end
+  else
+    if t > v[2] then v[8] = v[8] + 1 end
+    if t > v[9] then v[9], v[10] = -1, 0 end
   end
-  redis.call('SET', key, struct.pack(VENDOR, unpack(v, 1, 8)), 'EX', 120 * DAY)
+  redis.call('SET', key, struct.pack(VENDOR, unpack(v, 1, 11)), 'EX', 120 * DAY)
 end
 
 local function label_payer(payer, t, fraud)
@@ -67,9 +77,9 @@ end
 
 local data, position = ARGV[1], 1
 while position <= #data do
-  local t, fraud, payer, vendor
-  t, fraud, payer, vendor, position = struct.unpack('<dBBc0Bc0', data, position)
-  label_vendor(vendor, t, fraud)
+  local t, fraud, like_payer, payer, vendor
+  t, fraud, like_payer, payer, vendor, position = struct.unpack('<dBBBc0Bc0', data, position)
+  label_vendor(vendor, t, fraud, like_payer)
   label_payer(payer, t, fraud)
 end
 return redis.status_reply('OK')

@@ -13,7 +13,7 @@ from services.fraud.features.observation import Label, Observation
 # t, amount, latitude, longitude, metres to site, code age, flags, payment, vendor and device tag; then
 # payer and vendor, each behind a byte with its length.
 _PAYMENT = struct.Struct("<6dB12s8s8s")
-_LABEL = struct.Struct("<dB")
+_LABEL = struct.Struct("<dBB")
 _HAS_POSITION, _HAS_DISTANCE, _IS_OFFLINE = 1, 2, 4
 _NAME_BYTES_MAX = 200
 # Half around the Earth, and a little.
@@ -49,6 +49,9 @@ STATE = np.dtype(
         ("vendor_frauds", "<f4", 2),
         ("vendor_labels", "<f4", 2),
         ("vendor_clean", "<f4"),
+        ("vendor_run_since", "<f8"),
+        ("vendor_run", "<f4"),
+        ("vendor_own_frauds", "<f4"),
         ("payer_label_t", "<f8"),
         ("payer_last_fraud", "<f8"),
         ("payer_frauds", "<f4"),
@@ -71,8 +74,9 @@ STATE = np.dtype(
 _UNKNOWN = np.zeros((), STATE)
 for _field in ("payer_t", "place_t", "last_amount", "vendor_t", "vendor_label_t", "payer_label_t"):
     _UNKNOWN[_field] = -1
-for _field in ("vendor_last_fraud", "vendor_first_fraud", "payer_last_fraud", "device_known"):
+for _field in ("vendor_last_fraud", "vendor_first_fraud", "vendor_run_since", "payer_last_fraud"):
     _UNKNOWN[_field] = -1
+_UNKNOWN["device_known"] = -1
 
 
 def unknown(observations: int) -> np.ndarray[tuple[int], np.dtype[np.void]]:
@@ -137,7 +141,7 @@ def pack_label(label: Label) -> bytes:
     payer, vendor = _name(label.payer), _name(label.vendor)
     return b"".join(
         (
-            _LABEL.pack(label.occur_time, label.fraud),
+            _LABEL.pack(label.occur_time, label.fraud, label.like_payer),
             bytes((len(payer),)),
             payer,
             bytes((len(vendor),)),

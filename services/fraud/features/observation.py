@@ -76,9 +76,12 @@ class Label:
         vendor: Who was paid.
         fraud: It was fraud; False: it was honest.
         occur_time: When it happened, seconds since 1970.
+        like_payer: Its payer might have paid just so (`derive.like_its_payer`), so that a fraud speaks
+            against the vendor. A fraud unlike its payer says that the payer was robbed.
     """
 
     payer: str
     vendor: str
     fraud: bool
     occur_time: float
+    like_payer: bool = True

@@ -139,6 +139,18 @@ FEATURES: tuple[Feature, ...] = (
         "payments",
         "By the payer, known to be honest since the last fraud; -1: no fraud known.",
     ),
+    # Later ones at the end: kept features of earlier payments keep their places.
+    Feature(
+        "vendor_fraud_run",
+        "payments",
+        "Frauds like their payers at the vendor with no honest payment known since.",
+    ),
+    Feature("vendor_days_in_run", "days", "Since the first of them; -1: none."),
+    Feature(
+        "vendor_own_fraud_28d",
+        "payments",
+        "Decayed count of the vendor's fraud that was like its payers, half-life 28 days.",
+    ),
 )
 
 NAMES: tuple[str, ...] = tuple(feature.name for feature in FEATURES)

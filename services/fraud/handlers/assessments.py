@@ -16,7 +16,7 @@ from services.fraud.assessor import Assessor
 from services.fraud.clients import Parties
 from services.fraud.domain import refusals
 from services.fraud.domain.sites import SiteIndex
-from services.fraud.features.spec import FEATURES
+from services.fraud.feature_lists import FeatureLists
 from services.fraud.labels import Labels
 from services.fraud.recorder import Recorder
 from services.fraud.store import assessments
@@ -50,6 +50,7 @@ class Desk:
         recorder: Keeps what was judged.
         labels: Keeps what payments turned out to be.
         engine: For reads.
+        lists: Which features assessments were kept with.
         feed: This service's own events, live.
         now: The clock.
         clock: Seconds that only grow.
@@ -61,6 +62,7 @@ class Desk:
     recorder: Recorder
     labels: Labels
     engine: AsyncEngine
+    lists: FeatureLists
     feed: Feed
     now: Callable[[], datetime]
     clock: Callable[[], float]
@@ -96,11 +98,10 @@ class FraudHandlers(fraud_service_pb2_grpc.FraudServiceServicer):
         if stored is None:
             raise refusals.assessment_not_found(request.payment)
         answer = pb.GetAssessmentResponse.FromString(stored.record)
-        if stored.features:
-            # None when the facts could not be true: there was nothing to judge on.
-            for feature, value in zip(
-                FEATURES, wire.unpack_features(stored.features), strict=False
-            ):
+        if answer.features_version:
+            features = await self._desk.lists.find(answer.features_version) or ()
+            values = wire.unpack_features(stored.features) if features else ()
+            for feature, value in zip(features, values, strict=True):
                 answer.features.add(
                     name=feature.name, unit=feature.unit, meaning=feature.meaning, value=value
                 )
@@ -183,7 +184,9 @@ class FraudHandlers(fraud_service_pb2_grpc.FraudServiceServicer):
 
 
 def period(
-    request: pb.GetPrecisionRequest | rule_service_pb2.BacktestRuleRequest,
+    request: pb.GetPrecisionRequest
+    | rule_service_pb2.BacktestRuleRequest
+    | rule_service_pb2.BacktestModelRequest,
     now: datetime,
     default: timedelta,
 ) -> tuple[datetime, datetime]:

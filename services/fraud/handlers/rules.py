@@ -10,11 +10,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from services import sql
-from services.fraud import reports
+from services.fraud.backtests import Backtests, Period
 from services.fraud.books import Books
 from services.fraud.domain import refusals
 from services.fraud.domain import rules as domain
-from services.fraud.domain.assessment import Limits
 from services.fraud.domain.guard import Guard
 from services.fraud.domain.language import COST_MAX_MICROSECONDS, CostError, ExpressionError
 from services.fraud.domain.variables import VARIABLES
@@ -37,14 +36,14 @@ class Shelf:
     Attributes:
         books: The rules.
         guard: Knows which rules it has stopped.
-        limits: What this deployment allows.
+        backtests: Tries drafts.
         engine: For reads.
         now: The clock.
     """
 
     books: Books
     guard: Guard
-    limits: Limits
+    backtests: Backtests
     engine: AsyncEngine
     now: Callable[[], datetime]
 
@@ -89,15 +88,12 @@ class RuleHandlers(rule_service_pb2_grpc.RuleServiceServicer):
     async def BacktestRule(
         self, request: pb.BacktestRuleRequest, context: Context
     ) -> pb.BacktestRuleResponse:
-        start, end = period(request, self._shelf.now(), timedelta(days=_BACKTEST_DAYS))
-        return await reports.backtest(
-            self._shelf.engine,
-            _checked(request.rule),
-            start,
-            end,
-            limit=request.payments_max or _BACKTEST_PAYMENTS,
-            limits=self._shelf.limits,
-        )
+        return await self._shelf.backtests.rule(_checked(request.rule), self._period(request))
+
+    async def BacktestModel(
+        self, request: pb.BacktestModelRequest, context: Context
+    ) -> pb.BacktestModelResponse:
+        return await self._shelf.backtests.model(request.model, self._period(request))
 
     async def ListEntries(
         self, request: pb.ListEntriesRequest, context: Context
@@ -126,6 +122,10 @@ class RuleHandlers(rule_service_pb2_grpc.RuleServiceServicer):
         kept = Kept(what, said.reason, caller().subject)
         await self._shelf.books.suppress(kept)
         return pb.SuppressRuleResponse(suppression=_suppression(kept))
+
+    def _period(self, request: pb.BacktestRuleRequest | pb.BacktestModelRequest) -> Period:
+        start, end = period(request, self._shelf.now(), timedelta(days=_BACKTEST_DAYS))
+        return Period(start, end, request.payments_max or _BACKTEST_PAYMENTS)
 
 
 def to_proto(version: Version) -> pb.Rule:

@@ -66,7 +66,7 @@ class Scorer:
         """
         directory = SHIPPED if directory is None else directory
         try:
-            return cls(_load(directory))
+            return cls.read(directory)
         except ArtefactError as error:
             log.error(  # noqa: TRY400 - the trace would say nothing more
                 "fraud model unavailable: payments are judged by rules only",
@@ -75,8 +75,19 @@ class Scorer:
             _unavailable.add(1)
             return cls(None, str(error))
 
+    @classmethod
+    def read(cls, directory: Path) -> Scorer:
+        """The model of a folder.
+
+        Raises:
+            ArtefactError: it cannot be used.
+        """
+        return cls(_load(directory))
+
     def score(self, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
         """0 to SCORE_MAX for each row of features; a row's score does not depend on the others'.
+
+        Where the trees give what is no number, it is the highest score.
 
         Args:
             matrix: As `FeatureBatch.matrix`.
@@ -88,11 +99,14 @@ class Scorer:
             raise RuntimeError(f"There is no model to score with: {self.problem}")
         if not len(matrix):
             return np.empty(0)
-        (margin,) = self._model.session.run(None, {"features": matrix})
-        scores: NDArray[np.float64] = np.interp(
-            margin[:, 0], self._model.margins, self._model.scores
-        )
-        return scores
+        return _scores(self._model, matrix)
+
+
+def _scores(model: _Model, matrix: NDArray[np.float32]) -> NDArray[np.float64]:
+    (margin,) = model.session.run(None, {"features": matrix})
+    certain = np.nan_to_num(margin[:, 0], nan=np.inf)
+    scores: NDArray[np.float64] = np.interp(certain, model.margins, model.scores)
+    return scores
 
 
 def _load(directory: Path) -> _Model:
@@ -116,6 +130,7 @@ def _load(directory: Path) -> _Model:
         margins.shape == scores.shape
         and margins.ndim == 1
         and len(margins) > 1
+        and np.isfinite(margins).all()
         and (np.diff(margins) > 0).all()
         and (np.diff(scores) >= 0).all()
         and scores[0] >= 0
@@ -129,7 +144,10 @@ def _load(directory: Path) -> _Model:
     options.log_severity_level = 3
     try:
         session = onnxruntime.InferenceSession(made, options, providers=["CPUExecutionProvider"])
-        session.run(None, {"features": np.zeros((1, len(NAMES)), np.float32)})
+        model = _Model(session, version, margins, scores)
+        tried = _scores(model, np.zeros((2, len(NAMES)), np.float32))
     except Exception as error:  # whatever onnxruntime raises, payments must go on
         raise ArtefactError(f"{directory / 'model.onnx'}: {error}") from error
-    return _Model(session, version, margins, scores)
+    if tried.shape != (2,):
+        raise ArtefactError(f"{directory / 'model.onnx'} gives no margin for each payment.")
+    return model

@@ -97,6 +97,15 @@ assessments = sa.Table(
     sa.Index("assessments_by_label", "label", "create_time"),
 )
 
+# The lists of features that assessments were made on, by version.
+feature_lists = sa.Table(
+    "feature_lists",
+    metadata,
+    sa.Column("version", sa.String(16), primary_key=True),
+    # `domain.feature_lists.to_text`, in UTF-8.
+    sa.Column("features", sql.blob(), nullable=False),
+)
+
 # Labels that counters and profiles have not taken up yet.
 label_tasks = sa.Table(
     "label_tasks",

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tallystick/fraud/v1/error_reason.proto\x12\x13tallystick.fraud.v1*\xf4\x01\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12%\n!ERROR_REASON_ASSESSMENT_NOT_FOUND\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_RULE_NOT_FOUND\x10\x02\x12\x1d\n\x19\x45RROR_REASON_RULE_INVALID\x10\x03\x12 \n\x1c\x45RROR_REASON_RULE_TOO_COSTLY\x10\x04\x12\x1d\n\x19\x45RROR_REASON_RULE_CHANGED\x10\x05\x12\x1f\n\x1b\x45RROR_REASON_TOO_MANY_RULES\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tallystick/fraud/v1/error_reason.proto\x12\x13tallystick.fraud.v1*\xdc\x02\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12%\n!ERROR_REASON_ASSESSMENT_NOT_FOUND\x10\x01\x12\x1f\n\x1b\x45RROR_REASON_RULE_NOT_FOUND\x10\x02\x12\x1d\n\x19\x45RROR_REASON_RULE_INVALID\x10\x03\x12 \n\x1c\x45RROR_REASON_RULE_TOO_COSTLY\x10\x04\x12\x1d\n\x19\x45RROR_REASON_RULE_CHANGED\x10\x05\x12\x1f\n\x1b\x45RROR_REASON_TOO_MANY_RULES\x10\x06\x12#\n\x1f\x45RROR_REASON_MODEL_DRAFTS_UNSET\x10\x07\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x08\x12\x1f\n\x1b\x45RROR_REASON_MODEL_UNUSABLE\x10\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,5 +32,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tallystick.fraud.v1.error_r
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=64
-  _globals['_ERRORREASON']._serialized_end=308
+  _globals['_ERRORREASON']._serialized_end=412
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The rule has been changed since it was read. Read it again. Metadata: `rule`, `version` (as it is now)."""
     ERROR_REASON_TOO_MANY_RULES: _ErrorReason.ValueType  # 6
     """As many rules as may be are active already. Metadata: `limit`."""
+    ERROR_REASON_MODEL_DRAFTS_UNSET: _ErrorReason.ValueType  # 7
+    """This deployment keeps no draft models. Metadata: `setting`."""
+    ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 8
+    """No draft model of that name. Metadata: `model`."""
+    ERROR_REASON_MODEL_UNUSABLE: _ErrorReason.ValueType  # 9
+    """The draft's files cannot be used: one is missing, damaged, too large or made for another list of features.
+    Metadata: `model`, `problem`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every way the fraud service says no. Domain `fraud.tallystick`."""
@@ -60,4 +68,12 @@ ERROR_REASON_RULE_CHANGED: ErrorReason.ValueType  # 5
 """The rule has been changed since it was read. Read it again. Metadata: `rule`, `version` (as it is now)."""
 ERROR_REASON_TOO_MANY_RULES: ErrorReason.ValueType  # 6
 """As many rules as may be are active already. Metadata: `limit`."""
+ERROR_REASON_MODEL_DRAFTS_UNSET: ErrorReason.ValueType  # 7
+"""This deployment keeps no draft models. Metadata: `setting`."""
+ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 8
+"""No draft model of that name. Metadata: `model`."""
+ERROR_REASON_MODEL_UNUSABLE: ErrorReason.ValueType  # 9
+"""The draft's files cannot be used: one is missing, damaged, too large or made for another list of features.
+Metadata: `model`, `problem`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -431,6 +431,8 @@ class GetAssessmentResponse(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LABEL_FIELD_NUMBER: _builtins.int
     INCIDENTS_FIELD_NUMBER: _builtins.int
+    FEATURES_VERSION_FIELD_NUMBER: _builtins.int
+    MODEL_SILENT_FIELD_NUMBER: _builtins.int
     model_score: _builtins.float
     """The model's score, 0 to 99; -1 without a model."""
     model_version: _builtins.str
@@ -439,6 +441,10 @@ class GetAssessmentResponse(_message.Message):
     """Which revision of rules, lists and suppressions."""
     history_known: _builtins.bool
     """Counters and profiles could be read."""
+    features_version: _builtins.str
+    """Which list of features; empty when there are none, and for what was assessed before lists were told apart."""
+    model_silent: _builtins.bool
+    """The model was not listened to: the payer was a newcomer where newcomers are usual."""
     @_builtins.property
     def assessment(self) -> Global___Assessment:
         """As it was answered."""
@@ -449,7 +455,9 @@ class GetAssessmentResponse(_message.Message):
 
     @_builtins.property
     def features(self) -> _containers.RepeatedCompositeFieldContainer[Global___Feature]:
-        """What it was judged on, in the documented order."""
+        """What it was judged on, in the order of the list of features then in force. Empty when its facts could not be true,
+        and when that list is not on record.
+        """
 
     @_builtins.property
     def shadow_signals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Signal]:
@@ -481,10 +489,12 @@ class GetAssessmentResponse(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         label: Global___Label | None = ...,
         incidents: Global___CodeIncidents | None = ...,
+        features_version: _builtins.str = ...,
+        model_silent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "incidents", b"incidents", "label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "features", b"features", "history_known", b"history_known", "incidents", b"incidents", "label", b"label", "model_score", b"model_score", "model_version", b"model_version", "rules_revision", b"rules_revision", "shadow_signals", b"shadow_signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "features", b"features", "features_version", b"features_version", "history_known", b"history_known", "incidents", b"incidents", "label", b"label", "model_score", b"model_score", "model_silent", b"model_silent", "model_version", b"model_version", "rules_revision", b"rules_revision", "shadow_signals", b"shadow_signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

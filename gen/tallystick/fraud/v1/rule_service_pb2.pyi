@@ -429,8 +429,13 @@ class BacktestRuleResponse(_message.Message):
     MATCHED_FIELD_NUMBER: _builtins.int
     CHANGES_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
+    NOT_COMPARABLE_FIELD_NUMBER: _builtins.int
     failed: _builtins.int
     """It could not be evaluated on."""
+    not_comparable: _builtins.int
+    """It was not tried on: assessed on a list of features that lacks one the rule reads, or means something else by it;
+    or judged on no features at all, because what came could not be true.
+    """
     @_builtins.property
     def tried(self) -> _fraud_service_pb2.Outcomes:
         """Payments it was tried on."""
@@ -450,14 +455,283 @@ class BacktestRuleResponse(_message.Message):
         matched: _fraud_service_pb2.Outcomes | None = ...,
         changes: _abc.Iterable[Global___BacktestRuleResponse.Change] | None = ...,
         failed: _builtins.int = ...,
+        not_comparable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["matched", b"matched", "tried", b"tried"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "failed", b"failed", "matched", b"matched", "tried", b"tried"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "failed", b"failed", "matched", b"matched", "not_comparable", b"not_comparable", "tried", b"tried"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BacktestRuleResponse: _TypeAlias = BacktestRuleResponse  # noqa: Y015
+
+@_typing.final
+class BacktestModelRequest(_message.Message):
+    """A draft model to try."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    PAYMENTS_MAX_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The folder it is in, beside the other drafts: a plain name, no path."""
+    payments_max: _builtins.int
+    """At most so many, the newest first; 0 means 20,000."""
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Payments assessed from then on; left out means the last 7 days."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Payments assessed before then; left out means until now."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        payments_max: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "model", b"model", "payments_max", b"payments_max", "start_time", b"start_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BacktestModelRequest: _TypeAlias = BacktestModelRequest  # noqa: Y015
+
+@_typing.final
+class BacktestModelResponse(_message.Message):
+    """What it would have changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Change(_message.Message):
+        """Payments that would have been answered otherwise."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FROM_FIELD_NUMBER: _builtins.int
+        TO_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        NEW_REASON_FIELD_NUMBER: _builtins.int
+        OUTCOMES_FIELD_NUMBER: _builtins.int
+        WORTH_FIELD_NUMBER: _builtins.int
+        EXAMPLES_FIELD_NUMBER: _builtins.int
+        to: _fraud_service_pb2.Assessment.Decision.ValueType
+        """As it would have been."""
+        reason: _builtins.str
+        """The strongest reason it had; empty for none."""
+        new_reason: _builtins.str
+        """The strongest reason it would have; empty for none."""
+        @_builtins.property
+        def outcomes(self) -> _fraud_service_pb2.Outcomes:
+            """How many, and what they were."""
+
+        @_builtins.property
+        def worth(self) -> _containers.RepeatedCompositeFieldContainer[Global___BacktestModelResponse.Worth]:
+            """What they were worth, by currency."""
+
+        @_builtins.property
+        def examples(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """`payments/{uuid}` of up to ten."""
+
+        def __init__(
+            self,
+            *,
+            to: _fraud_service_pb2.Assessment.Decision.ValueType = ...,
+            reason: _builtins.str = ...,
+            new_reason: _builtins.str = ...,
+            outcomes: _fraud_service_pb2.Outcomes | None = ...,
+            worth: _abc.Iterable[Global___BacktestModelResponse.Worth] | None = ...,
+            examples: _abc.Iterable[_builtins.str] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["outcomes", b"outcomes"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["examples", b"examples", "from", b"from", "new_reason", b"new_reason", "outcomes", b"outcomes", "reason", b"reason", "to", b"to", "worth", b"worth"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Worth(_message.Message):
+        """What some payments were worth: minor units, at most what 63 bits hold."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        CURRENCY_CODE_FIELD_NUMBER: _builtins.int
+        MINOR_UNITS_FIELD_NUMBER: _builtins.int
+        FRAUD_MINOR_UNITS_FIELD_NUMBER: _builtins.int
+        HONEST_MINOR_UNITS_FIELD_NUMBER: _builtins.int
+        currency_code: _builtins.str
+        """ISO 4217."""
+        minor_units: _builtins.int
+        """All of them."""
+        fraud_minor_units: _builtins.int
+        """Those known to be fraud."""
+        honest_minor_units: _builtins.int
+        """Those known to be honest."""
+        def __init__(
+            self,
+            *,
+            currency_code: _builtins.str = ...,
+            minor_units: _builtins.int = ...,
+            fraud_minor_units: _builtins.int = ...,
+            honest_minor_units: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_code", b"currency_code", "fraud_minor_units", b"fraud_minor_units", "honest_minor_units", b"honest_minor_units", "minor_units", b"minor_units"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Scores(_message.Message):
+        """How some payments were scored."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        class _Of:
+            ValueType = _typing.NewType("ValueType", _builtins.int)
+            V: _TypeAlias = ValueType  # noqa: Y015
+
+        class _OfEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[BacktestModelResponse.Scores._Of.ValueType], _builtins.type):
+            DESCRIPTOR: _descriptor.EnumDescriptor
+            OF_UNSPECIFIED: BacktestModelResponse.Scores._Of.ValueType  # 0
+            """Never sent."""
+            OF_ALL: BacktestModelResponse.Scores._Of.ValueType  # 1
+            """All."""
+            OF_FRAUD: BacktestModelResponse.Scores._Of.ValueType  # 2
+            """Known to be fraud."""
+            OF_HONEST: BacktestModelResponse.Scores._Of.ValueType  # 3
+            """Known to be honest."""
+
+        class Of(_Of, metaclass=_OfEnumTypeWrapper):
+            """Which payments."""
+
+        OF_UNSPECIFIED: BacktestModelResponse.Scores.Of.ValueType  # 0
+        """Never sent."""
+        OF_ALL: BacktestModelResponse.Scores.Of.ValueType  # 1
+        """All."""
+        OF_FRAUD: BacktestModelResponse.Scores.Of.ValueType  # 2
+        """Known to be fraud."""
+        OF_HONEST: BacktestModelResponse.Scores.Of.ValueType  # 3
+        """Known to be honest."""
+
+        OF_FIELD_NUMBER: _builtins.int
+        DRAFT_FIELD_NUMBER: _builtins.int
+        BEFORE_FIELD_NUMBER: _builtins.int
+        of: Global___BacktestModelResponse.Scores.Of.ValueType
+        """Which payments."""
+        @_builtins.property
+        def draft(self) -> Global___BacktestModelResponse.Spread:
+            """By the draft."""
+
+        @_builtins.property
+        def before(self) -> Global___BacktestModelResponse.Spread:
+            """By the model that judged them; unset when none did."""
+
+        def __init__(
+            self,
+            *,
+            of: Global___BacktestModelResponse.Scores.Of.ValueType = ...,
+            draft: Global___BacktestModelResponse.Spread | None = ...,
+            before: Global___BacktestModelResponse.Spread | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "draft", b"draft"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["before", b"before", "draft", b"draft", "of", b"of"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Spread(_message.Message):
+        """How scores, 0 to 99, are spread. A quantile is the least score that its share of payments does not exceed."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PAYMENTS_FIELD_NUMBER: _builtins.int
+        MEAN_FIELD_NUMBER: _builtins.int
+        P50_FIELD_NUMBER: _builtins.int
+        P90_FIELD_NUMBER: _builtins.int
+        P99_FIELD_NUMBER: _builtins.int
+        MAX_FIELD_NUMBER: _builtins.int
+        payments: _builtins.int
+        """How many scores."""
+        mean: _builtins.float
+        """Their average."""
+        p50: _builtins.float
+        """Half of them do not exceed it."""
+        p90: _builtins.float
+        """Nine in ten do not."""
+        p99: _builtins.float
+        """Ninety-nine in a hundred do not."""
+        max: _builtins.float
+        """The greatest."""
+        def __init__(
+            self,
+            *,
+            payments: _builtins.int = ...,
+            mean: _builtins.float = ...,
+            p50: _builtins.float = ...,
+            p90: _builtins.float = ...,
+            p99: _builtins.float = ...,
+            max: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["max", b"max", "mean", b"mean", "p50", b"p50", "p90", b"p90", "p99", b"p99", "payments", b"payments"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MODEL_VERSION_FIELD_NUMBER: _builtins.int
+    TRIED_FIELD_NUMBER: _builtins.int
+    NOT_COMPARABLE_FIELD_NUMBER: _builtins.int
+    SILENT_FIELD_NUMBER: _builtins.int
+    CHANGES_FIELD_NUMBER: _builtins.int
+    SCORES_FIELD_NUMBER: _builtins.int
+    model_version: _builtins.str
+    """The draft's version, as an assessment would name it."""
+    not_comparable: _builtins.int
+    """It was not tried on: assessed without history, on another list of features than today's, or on none because what
+    came could not be true.
+    """
+    silent: _builtins.int
+    """Of those tried, where the model was not listened to, nor would the draft have been: their decisions stay."""
+    @_builtins.property
+    def tried(self) -> _fraud_service_pb2.Outcomes:
+        """Payments it was tried on."""
+
+    @_builtins.property
+    def changes(self) -> _containers.RepeatedCompositeFieldContainer[Global___BacktestModelResponse.Change]:
+        """Would have been answered otherwise, most frequent first."""
+
+    @_builtins.property
+    def scores(self) -> _containers.RepeatedCompositeFieldContainer[Global___BacktestModelResponse.Scores]:
+        """How all payments tried were scored, then those known to be fraud, then those known to be honest; only where
+        there are any.
+        """
+
+    def __init__(
+        self,
+        *,
+        model_version: _builtins.str = ...,
+        tried: _fraud_service_pb2.Outcomes | None = ...,
+        not_comparable: _builtins.int = ...,
+        silent: _builtins.int = ...,
+        changes: _abc.Iterable[Global___BacktestModelResponse.Change] | None = ...,
+        scores: _abc.Iterable[Global___BacktestModelResponse.Scores] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["tried", b"tried"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changes", b"changes", "model_version", b"model_version", "not_comparable", b"not_comparable", "scores", b"scores", "silent", b"silent", "tried", b"tried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BacktestModelResponse: _TypeAlias = BacktestModelResponse  # noqa: Y015
 
 @_typing.final
 class Entry(_message.Message):

@@ -55,6 +55,11 @@ class RuleServiceStub:
                 request_serializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestRuleRequest.SerializeToString,
                 response_deserializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestRuleResponse.FromString,
                 _registered_method=True)
+        self.BacktestModel = channel.unary_unary(
+                '/tallystick.fraud.v1.RuleService/BacktestModel',
+                request_serializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestModelRequest.SerializeToString,
+                response_deserializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestModelResponse.FromString,
+                _registered_method=True)
         self.ListEntries = channel.unary_unary(
                 '/tallystick.fraud.v1.RuleService/ListEntries',
                 request_serializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.ListEntriesRequest.SerializeToString,
@@ -99,8 +104,18 @@ class RuleServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def BacktestRule(self, request, context):
-        """Tries a rule on payments already assessed: what it would have changed. Changes nothing.
+        """Tries a rule on payments already assessed: what it would have changed. Changes nothing. A replica runs one
+        back-test at a time, of a rule or of a model; the next waits its turn.
         Refused: RULE_INVALID, RULE_TOO_COSTLY.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BacktestModel(self, request, context):
+        """Tries a draft model in place of the one that judged payments already assessed: what it would have changed. Rules
+        are left as they spoke, also those that name `model_score`. Changes nothing.
+        Refused, checked in this order: MODEL_DRAFTS_UNSET, MODEL_NOT_FOUND, MODEL_UNUSABLE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,6 +165,11 @@ def add_RuleServiceServicer_to_server(servicer, server):
                     servicer.BacktestRule,
                     request_deserializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestRuleRequest.FromString,
                     response_serializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestRuleResponse.SerializeToString,
+            ),
+            'BacktestModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.BacktestModel,
+                    request_deserializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestModelRequest.FromString,
+                    response_serializer=tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestModelResponse.SerializeToString,
             ),
             'ListEntries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEntries,
@@ -276,6 +296,33 @@ class RuleService:
             '/tallystick.fraud.v1.RuleService/BacktestRule',
             tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestRuleRequest.SerializeToString,
             tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestRuleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BacktestModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.fraud.v1.RuleService/BacktestModel',
+            tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestModelRequest.SerializeToString,
+            tallystick_dot_fraud_dot_v1_dot_rule__service__pb2.BacktestModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

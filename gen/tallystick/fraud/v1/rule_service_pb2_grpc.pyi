@@ -25,8 +25,14 @@ class RuleServiceStub:
     Refused, nothing changed, checked in this order: RULE_INVALID, RULE_TOO_COSTLY, RULE_CHANGED, TOO_MANY_RULES.
     """
     BacktestRule: _aio.UnaryUnaryMultiCallable[_rule_service_pb2.BacktestRuleRequest, _rule_service_pb2.BacktestRuleResponse]
-    """Tries a rule on payments already assessed: what it would have changed. Changes nothing.
+    """Tries a rule on payments already assessed: what it would have changed. Changes nothing. A replica runs one
+    back-test at a time, of a rule or of a model; the next waits its turn.
     Refused: RULE_INVALID, RULE_TOO_COSTLY.
+    """
+    BacktestModel: _aio.UnaryUnaryMultiCallable[_rule_service_pb2.BacktestModelRequest, _rule_service_pb2.BacktestModelResponse]
+    """Tries a draft model in place of the one that judged payments already assessed: what it would have changed. Rules
+    are left as they spoke, also those that name `model_score`. Changes nothing.
+    Refused, checked in this order: MODEL_DRAFTS_UNSET, MODEL_NOT_FOUND, MODEL_UNUSABLE.
     """
     ListEntries: _aio.UnaryUnaryMultiCallable[_rule_service_pb2.ListEntriesRequest, _rule_service_pb2.ListEntriesResponse]
     """Allow and deny lists, as far as they have not expired, newest first."""
@@ -72,8 +78,20 @@ class RuleServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rule_service_pb2.BacktestRuleRequest,
         context: _aio.ServicerContext[_rule_service_pb2.BacktestRuleRequest, _abc.Awaitable[_rule_service_pb2.BacktestRuleResponse]],
     ) -> _abc.Awaitable[_rule_service_pb2.BacktestRuleResponse]:
-        """Tries a rule on payments already assessed: what it would have changed. Changes nothing.
+        """Tries a rule on payments already assessed: what it would have changed. Changes nothing. A replica runs one
+        back-test at a time, of a rule or of a model; the next waits its turn.
         Refused: RULE_INVALID, RULE_TOO_COSTLY.
+        """
+
+    @_abc_1.abstractmethod
+    def BacktestModel(
+        self,
+        request: _rule_service_pb2.BacktestModelRequest,
+        context: _aio.ServicerContext[_rule_service_pb2.BacktestModelRequest, _abc.Awaitable[_rule_service_pb2.BacktestModelResponse]],
+    ) -> _abc.Awaitable[_rule_service_pb2.BacktestModelResponse]:
+        """Tries a draft model in place of the one that judged payments already assessed: what it would have changed. Rules
+        are left as they spoke, also those that name `model_score`. Changes nothing.
+        Refused, checked in this order: MODEL_DRAFTS_UNSET, MODEL_NOT_FOUND, MODEL_UNUSABLE.
         """
 
     @_abc_1.abstractmethod
