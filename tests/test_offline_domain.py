@@ -222,9 +222,9 @@ def test_what_payment_says_becomes_the_items_result(entry, paid, risk, expected)
     verdict = settlement.conclude(item, paid, risk)
     after = settlement.decided(item, verdict, now=NOW)
 
-    assert (after.state, after.reason, after.returned) == expected
+    assert (after.state, after.reason, after.returned(after.verdict)) == expected
     assert after.liability is liability(after.reason)
-    assert after.is_paid_for
+    assert after.verdict == verdict
 
 
 def test_what_the_ledger_refuses_moved_nothing():
@@ -233,7 +233,7 @@ def test_what_the_ledger_refuses_moved_nothing():
     verdict = settlement.refused_by_payment("SELF_PAYMENT", "x" * 500)
     after = settlement.decided(item, verdict, now=NOW)
 
-    assert (after.state, after.returned, after.is_paid_for) == (State.REFUSED, 0, False)
+    assert (after.state, after.returned(verdict)) == (State.REFUSED, None)
     assert after.detail.startswith("SELF_PAYMENT: xx")
     assert len(after.detail) == settlement.DETAIL_CHARACTERS_MAX
 

@@ -97,11 +97,7 @@ class Deciding:
         )
         by_id = {entry.entry_id: entry for entry in entries}
         facts = [
-            events.item_decided(
-                self._recorder.new_id(),
-                circumstances,
-                rules.decided(by_id[entry_id], verdict, now=now),
-            )
+            events.item_decided(self._recorder.new_id(), circumstances, by_id[entry_id], verdict)
             for entry_id, verdict in refused
         ]
         await self._accuse(connection, group, by_id, circumstances, facts)

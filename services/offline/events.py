@@ -10,7 +10,7 @@ from uuid import UUID
 from services import names
 from services.offline import wire
 from services.offline.domain.code import Code
-from services.offline.domain.item import Entry
+from services.offline.domain.item import Entry, Verdict
 from services.offline.domain.right import Level, Mark, Right
 from services.offline.domain.terminal import Terminal
 from services.offline.domain.terms import Terms
@@ -86,11 +86,13 @@ def batch_received(
     return event
 
 
-def item_decided(event_id: UUID, circumstances: Circumstances, entry: Entry) -> event_pb2.Event:
-    """An item has its result."""
+def item_decided(
+    event_id: UUID, circumstances: Circumstances, entry: Entry, verdict: Verdict
+) -> event_pb2.Event:
+    """An item has its result, from now on."""
     assert entry.item_id is not None
     event = _event(event_id, circumstances, names.item_name(entry.item_id), entry.vendor_id)
-    event.item_decided.item.CopyFrom(wire.item_message(entry))
+    event.item_decided.item.CopyFrom(wire.decided_item(entry, verdict, circumstances.time))
     return event
 
 

@@ -38,6 +38,13 @@ _COUNT_EVERY = timedelta(seconds=1)
 # Entries that a thread reads in one go: the event loop gets its turn in between.
 _READ_AT_ONCE = 50
 _MALFORMED = offline_pb2.REASON_ENTRY_MALFORMED
+# Where a batch's message counts its items.
+_COUNTS = {
+    State.RECEIVED: "received_count",
+    State.SETTLED: "settled_count",
+    State.HELD: "held_count",
+    State.REFUSED: "refused_count",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,15 +336,27 @@ async def _batch_message(connection: AsyncConnection, batch: Batch) -> offline_p
 
 def counted(batch: Batch, counts: Mapping[State, int]) -> offline_pb2.Batch:
     """A batch of whose items so many stand where."""
-    received = counts.get(State.RECEIVED, 0)
-    return offline_pb2.Batch(
+    message = offline_pb2.Batch(
         name=names.batch_name(batch.batch_id),
         terminal=names.terminal_name(batch.vendor_id, batch.terminal_id),
-        state=offline_pb2.Batch.STATE_SETTLING if received else offline_pb2.Batch.STATE_DONE,
         item_count=len(batch.item_ids),
-        received_count=received,
+        receive_time=wire.timestamp(batch.receive_time),
+        received_count=counts.get(State.RECEIVED, 0),
         settled_count=counts.get(State.SETTLED, 0),
         held_count=counts.get(State.HELD, 0),
         refused_count=counts.get(State.REFUSED, 0),
-        receive_time=wire.timestamp(batch.receive_time),
     )
+    message.state = _batch_state(message)
+    return message
+
+
+def move_count(batch: offline_pb2.Batch, before: State, after: State) -> None:
+    """One of a batch's items went from one state to another: a third of the price of telling of the batch anew."""
+    for state, change in ((before, -1), (after, 1)):
+        setattr(batch, _COUNTS[state], getattr(batch, _COUNTS[state]) + change)
+    batch.state = _batch_state(batch)
+
+
+def _batch_state(batch: offline_pb2.Batch) -> offline_pb2.Batch.State.ValueType:
+    received = batch.received_count
+    return offline_pb2.Batch.STATE_SETTLING if received else offline_pb2.Batch.STATE_DONE

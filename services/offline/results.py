@@ -77,8 +77,8 @@ class Results:
             (held if verdict.state is State.HELD else ended).append((entry.entry_id, verdict))
             if answer.HasField("refusal") and answer.refusal.reason in _GIVE_BACK:
                 given_back.append(entry)
-            after = rules.decided(entry, verdict, now=now)
-            facts.append(events.item_decided(self._recorder.new_id(), circumstances, after))
+            event_id = self._recorder.new_id()
+            facts.append(events.item_decided(event_id, circumstances, entry, verdict))
         await _give_back(connection, given_back, now)
         await store.set_due(connection, still_held, due_time=watch_time, tried=False)
         await store.set_verdicts(
@@ -124,9 +124,7 @@ class Results:
             decide_time=now,
         )
         circumstances = Circumstances(event.actor, now, event.trace_id)
-        fact = events.item_decided(
-            self._recorder.new_id(), circumstances, rules.decided(entry, verdict, now=now)
-        )
+        fact = events.item_decided(self._recorder.new_id(), circumstances, entry, verdict)
         await self._recorder.record(connection, [fact])
 
 

@@ -11,7 +11,7 @@ from services import names, sql
 from services.money import Money
 from services.offline.domain.code import Code
 from services.offline.domain.double_spend import DoubleSpend
-from services.offline.domain.item import Entry, State
+from services.offline.domain.item import Entry, State, Verdict
 from services.offline.domain.liability import RULES
 from services.offline.domain.right import Right
 from services.offline.domain.terms import Terms
@@ -69,27 +69,32 @@ def right_message(right: Right, terms: Terms) -> offline_pb2.OfflineRight:
 
 def item_message(entry: Entry) -> offline_pb2.Item:
     """An item as it stands now."""
+    return decided_item(entry, entry.verdict, entry.decide_time)
+
+
+def decided_item(entry: Entry, verdict: Verdict, decide_time: datetime | None) -> offline_pb2.Item:
+    """An item with a result: its own, or one that it is being given."""
     assert entry.item_id is not None
-    received = entry.state is State.RECEIVED
     message = offline_pb2.Item(
         name=names.item_name(entry.item_id),
         terminal=names.terminal_name(entry.vendor_id, entry.terminal_id),
         sequence=entry.sequence,
-        state=offline_pb2.Item.State.ValueType(entry.state),
+        state=offline_pb2.Item.State.ValueType(verdict.state),
         amount=money(entry.money),
         spend_time=timestamp(entry.record_time),
         receive_time=timestamp(entry.receive_time),
     )
-    if received:
+    if verdict.state is State.RECEIVED:
         return message
-    message.reason = offline_pb2.Reason.ValueType(entry.reason)
-    message.detail = entry.detail
-    message.liability = offline_pb2.Liability.ValueType(entry.liability)
-    if entry.decide_time is not None:
-        message.decide_time.CopyFrom(timestamp(entry.decide_time))
-    if entry.is_paid_for:
+    message.reason = offline_pb2.Reason.ValueType(verdict.reason)
+    message.detail = verdict.detail
+    message.liability = offline_pb2.Liability.ValueType(verdict.liability)
+    if decide_time is not None:
+        message.decide_time.CopyFrom(timestamp(decide_time))
+    returned = entry.returned(verdict)
+    if returned is not None:
         message.payment = names.payment_name(entry.entry_id)
-        message.returned.CopyFrom(money(Money(entry.returned, entry.money.currency_code)))
+        message.returned.CopyFrom(money(Money(returned, entry.money.currency_code)))
     return message
 
 

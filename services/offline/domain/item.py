@@ -164,17 +164,15 @@ class Entry:
         return self.amount
 
     @property
-    def is_paid_for(self) -> bool:
-        """There is a payment."""
-        decided = self.state not in {State.RECEIVED, State.NO_SALE}
-        return self.spend is not None and decided and self.reason is not Reason.PAYMENT_REFUSED
+    def verdict(self) -> Verdict:
+        """Where it stands, and why."""
+        return Verdict(self.state, self.reason, self.detail, self.liability)
 
-    @property
-    def returned(self) -> int:
-        """Minor units that went back to the payer."""
-        if self.spend is None or not self.is_paid_for:
-            return 0
-        if self.state is State.REFUSED:
+    def returned(self, verdict: Verdict) -> int | None:
+        """Minor units that went back to the payer, with a verdict; None where there is no payment."""
+        if self.spend is None or not verdict.is_of_payment:
+            return None
+        if verdict.state is State.REFUSED:
             return self.spend.value
         return self.spend.value - self.money.minor_units
 
@@ -194,3 +192,9 @@ class Verdict:
     reason: Reason
     detail: str = ""
     liability: Liability = Liability.UNKNOWN
+
+    @property
+    def is_of_payment(self) -> bool:
+        """Of an item that spent a code: there is a payment."""
+        decided = self.state not in {State.RECEIVED, State.NO_SALE}
+        return decided and self.reason is not Reason.PAYMENT_REFUSED
