@@ -1,4 +1,4 @@
-"""Many rows in one statement, for the few tables that every payment writes to and reads.
+"""Many rows in one statement, for the few tables that every payment writes to.
 
 SQLAlchemy makes each value of each row a parameter of its own, with a type that processes it, and the driver then
 writes it into the statement's text: 4 µs a value, where a payment has a hundred. Here the text is written at once.
@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
 
 from services import sql
 
@@ -56,37 +54,6 @@ async def upsert(connection: AsyncConnection, table: sa.Table, rows: Sequence[Ro
         changes = ", ".join(f"{name} = made.{name}" for name in names)
         rest = f" AS made ON DUPLICATE KEY UPDATE {changes}"
     await _write(connection, table, rows, rest)
-
-
-def among(column: sa.ColumnElement[Any], values: Collection[Any]) -> sa.ColumnElement[bool]:
-    """Whether a column holds one of some UUIDs, bytes or integers; as `column.in_(values)`, which takes thrice as long.
-
-    The statement is compiled anew each time and kept in no cache: it would not come again.
-
-    Raises:
-        TypeError: a value is of another type.
-    """
-    return _Among(column, ",".join([_KEYS[type(value)](value) for value in values]))
-
-
-class _Among(sa.ColumnElement[bool]):
-    inherit_cache = False
-    type = sa.Boolean()
-
-    def __init__(self, column: sa.ColumnElement[Any], literals: str) -> None:
-        self.column = column
-        self.literals = literals
-
-    def self_group(self, against: Any = None) -> sa.ColumnElement[bool]:
-        """As it is: SQLAlchemy would write `... = 1`, for which MySQL reads the whole table."""
-        return self
-
-
-@compiles(_Among)
-def _compile_among(element: _Among, compiler: SQLCompiler, **options: Any) -> str:
-    if not element.literals:
-        return "1 = 0"  # MySQL takes no empty list
-    return f"{compiler.process(element.column, **options)} IN ({element.literals})"
 
 
 async def _write(
@@ -136,14 +103,6 @@ _LITERALS = _Literals(
         # Nothing to escape, so nothing that a server's mode could make mean something else.
         str: lambda value: f"_utf8mb4 x'{value.encode().hex()}'" if value else "''",
         type(None): lambda _: "NULL",
-    }
-)
-# Of them, those that mean the same to SQLite.
-_KEYS = _Literals(
-    {
-        bytes: lambda value: f"x'{value.hex()}'",
-        UUID: _LITERALS[UUID],
-        int: str,
     }
 )
 

@@ -136,38 +136,3 @@ def test_what_does_not_say_which_value_it_is_is_a_mistake(engine, runner, value)
 def test_a_share_that_is_no_number_is_a_mistake(engine, runner, value):
     with pytest.raises(TypeError, match=r"no (literal|place|number)"):
         runner.run(written(engine, bulk.insert, [a_row(1, share=value)]))
-
-
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=ROWS, others=ROWS)
-@pytest.mark.parametrize("column", ["thing_id", "number", "data"])
-def test_among_finds_the_rows_that_in_does(engine, runner, column, rows, others):
-    wanted = [row[column] for row in [*rows[::2], *others] if row[column] is not None]
-    chosen = [bulk.among(things.c[column], wanted), things.c[column].in_(wanted)]
-
-    async def found(connection, table, rows):
-        await bulk.insert(connection, table, rows)
-        for which in chosen:
-            read = await connection.execute(sa.select(table.c.thing_id).where(which))
-            answers.append(sorted(read.scalars()))
-        await connection.execute(sa.delete(table).where(sa.not_(chosen[0])))
-
-    answers = []
-    left = runner.run(written(engine, found, rows))
-
-    assert answers[0] == answers[1]
-    assert set(left) >= set(answers[0])
-    assert all(row[column] is None for key, row in left.items() if key not in set(answers[0]))
-
-
-@pytest.mark.parametrize("value", [True, Color.RED, "text", None, datetime(2026, 1, 1, tzinfo=UTC)])
-def test_what_no_key_is_made_of_is_not_among_them(value):
-    with pytest.raises(TypeError, match="no literal"):
-        bulk.among(things.c.number, [value])
-
-
-def test_among_is_a_condition_that_an_index_answers(engine):
-    chosen = sa.select(things.c.thing_id).where(bulk.among(things.c.thing_id, [UUID(int=1)]))
-
-    # `IN (...) = 1` would read every row there is.
-    assert str(chosen.compile(engine.sync_engine)).endswith(f" IN (x'{UUID(int=1).hex}')")

@@ -122,7 +122,7 @@ async def known_entries(
             entries.c.bundle_version,
             entries.c.item_id,
         )
-        .where(entries.c.terminal_id == terminal_id, bulk.among(entries.c.sequence, sequences))
+        .where(entries.c.terminal_id == terminal_id, entries.c.sequence.in_(sorted(sequences)))
         .order_by(entries.c.entry_id)
     )
     found: dict[int, list[Known]] = defaultdict(list)
@@ -134,7 +134,7 @@ async def known_entries(
 
 async def taken_items(connection: AsyncConnection, item_ids: Collection[UUID]) -> set[UUID]:
     """Of some item ids, those that an entry on record has."""
-    query = sa.select(entries.c.item_id).where(bulk.among(entries.c.item_id, item_ids))
+    query = sa.select(entries.c.item_id).where(entries.c.item_id.in_(list(item_ids)))
     return set((await connection.execute(query)).scalars())
 
 
@@ -241,7 +241,7 @@ async def set_due(
     if tried:
         values["attempts"] = entries.c.attempts + 1
     await connection.execute(
-        sa.update(entries).where(bulk.among(entries.c.entry_id, entry_ids)).values(values)
+        sa.update(entries).where(entries.c.entry_id.in_(list(entry_ids))).values(values)
     )
 
 
@@ -251,7 +251,7 @@ async def lock_work(
     """What is left to do for entries, and what reviewers have decided; held until the transaction ends."""
     query = (
         sa.select(entries.c.entry_id, entries.c.work, entries.c.review)
-        .where(bulk.among(entries.c.entry_id, entry_ids))
+        .where(entries.c.entry_id.in_(list(entry_ids)))
         .order_by(entries.c.entry_id)
     )
     rows = await connection.execute(query.with_for_update())
@@ -269,23 +269,21 @@ async def lock_entries(connection: AsyncConnection, entry_ids: Collection[UUID])
 
 async def find_entries(connection: AsyncConnection, entry_ids: Collection[UUID]) -> list[Entry]:
     """Entries with what they spent, oldest first."""
-    query = _with_spend().where(bulk.among(entries.c.entry_id, entry_ids))
+    query = _with_spend().where(entries.c.entry_id.in_(list(entry_ids)))
     rows = await connection.execute(query.order_by(entries.c.entry_id))
     return [_joined(row) for row in rows]
 
 
 async def find_items(connection: AsyncConnection, item_ids: Collection[UUID]) -> list[Entry]:
     """Items with what they spent, in the journal's order."""
-    query = _with_spend().where(bulk.among(entries.c.item_id, item_ids))
+    query = _with_spend().where(entries.c.item_id.in_(list(item_ids)))
     rows = await connection.execute(query.order_by(entries.c.sequence, entries.c.entry_id))
     return [_joined(row) for row in rows]
 
 
 async def read_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[UUID, State]:
     """Where some items stand, by their ids."""
-    query = sa.select(entries.c.item_id, entries.c.state).where(
-        bulk.among(entries.c.item_id, item_ids)
-    )
+    query = sa.select(entries.c.item_id, entries.c.state).where(entries.c.item_id.in_(item_ids))
     return {row.item_id: State(row.state) for row in await connection.execute(query)}
 
 
@@ -293,7 +291,7 @@ async def count_states(connection: AsyncConnection, item_ids: Collection[UUID]) 
     """How many of some items stand where."""
     query = (
         sa.select(entries.c.state, sa.func.count())
-        .where(bulk.among(entries.c.item_id, item_ids))
+        .where(entries.c.item_id.in_(list(item_ids)))
         .group_by(entries.c.state)
     )
     return {State(state): count for state, count in await connection.execute(query)}
@@ -358,9 +356,7 @@ async def set_verdicts(
         }
         if work is Work.SETTLE:
             values["hold"] = int(verdict.reason)
-        statement = (
-            sa.update(entries).where(bulk.among(entries.c.entry_id, entry_ids)).values(values)
-        )
+        statement = sa.update(entries).where(entries.c.entry_id.in_(entry_ids)).values(values)
         await connection.execute(statement)
 
 
