@@ -193,8 +193,7 @@ async def _sync(platform: Platform, till: Till) -> float:
 
 async def _watch(platform: Platform, till: Till, batch: str) -> None:
     async for message in platform.watch(till.who, batch):
-        if message.HasField("item"):
-            till.items[message.item.name] = message.item
+        till.items.update((item.name, item) for item in message.items)
 
 
 async def _check(measured: Measured, uploaded: Sequence[Till], bench: Bench) -> dict[int, bool]:

@@ -145,8 +145,8 @@ class Uploads:
         """
         for batch in self._journal.undecided_batches():
             async for message in platform.watch(who, batch):
-                if message.HasField("item"):
-                    await self._take_results([message.item], batch, report, progress)
+                if message.items:
+                    await self._take_results(list(message.items), batch, report, progress)
             whole = await platform.batch(who, batch)
             await self._take_results(list(whole.items), batch, report, progress, final=True)
 

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -202,6 +211,28 @@ class Feed:
         Raises:
             Refusal: cursor_expired; overloaded, when the watcher did not keep up.
         """
+        async with contextlib.aclosing(self._follow(cursor)) as entries:
+            async for before, entry in entries:
+                if entry is None:
+                    yield before, None
+                    continue
+                for position, event in entry.behind(before):
+                    if wanted(event):
+                        yield position, event
+
+    async def watch_together(
+        self, cursor: str, wanted: Callable[[event_pb2.Event], bool]
+    ) -> AsyncIterator[tuple[str, list[event_pb2.Event]]]:
+        """As `watch`; wanted events that came in one entry come in one list, and the first list is empty."""
+        async with contextlib.aclosing(self._follow(cursor)) as entries:
+            async for before, entry in entries:
+                if entry is None:
+                    yield before, []
+                elif found := [event for event in entry.events if wanted(event)]:
+                    yield entry.entry_id, found
+
+    async def _follow(self, cursor: str) -> AsyncGenerator[tuple[str, _Entry | None], None]:
+        """Where the stream stands; then every entry, with the cursor before it."""
         if cursor:
             await check_cursor(self._redis, self._source, cursor)
         else:
@@ -217,17 +248,13 @@ class Feed:
                     stream_name(self._source), min=f"({cursor}", count=_ENTRIES_AT_ONCE
                 )
                 for entry in _entries([[None, missed]]):
-                    for position, event in entry.behind(cursor):
-                        if wanted(event):
-                            yield position, event
+                    yield cursor, entry
                     cursor = entry.entry_id
                 if len(missed) < _ENTRIES_AT_ONCE:
                     break
             async for entry in self._heard(queue):
                 if is_behind(entry.entry_id, cursor):
-                    for position, event in entry.behind(cursor):
-                        if wanted(event):
-                            yield position, event
+                    yield cursor, entry
                     cursor = entry.entry_id
             raise refusals.overloaded(timedelta(seconds=1))
         finally:

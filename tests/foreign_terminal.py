@@ -208,9 +208,9 @@ class ForeignTerminal:
         watch = terminal_sync_service_pb2.WatchBatchRequest(name=answer.batch.name)
         results = {}
         async for message in self._sync.WatchBatch(watch, metadata=who):
-            if message.HasField("item"):
-                reason = offline_pb2.Reason.Name(message.item.reason)
-                results[message.item.name.removeprefix("items/")] = reason
+            for item in message.items:
+                reason = offline_pb2.Reason.Name(item.reason)
+                results[item.name.removeprefix("items/")] = reason
         return results
 
     def _now(self) -> datetime:

@@ -303,7 +303,7 @@ async def test_a_batch_of_nothing_but_broken_entries_is_done_at_once(market):
     assert list(signed.verify_receipt(answer.receipt, keys_of(terminal)).sequences) == []
     async with asyncio.timeout(5):
         seen = [each async for each in terminal.sync.WatchBatch(watch(answer.batch))]
-    assert [each.HasField("item") for each in seen] == [False]
+    assert [len(each.items) for each in seen] == [0]
 
 
 async def test_another_entrys_item_id_is_refused(market):
@@ -436,6 +436,10 @@ def watch(batch, cursor=""):
     return pb.WatchBatchRequest(name=batch.name, cursor=cursor)
 
 
+def names_in(messages):
+    return {item.name for message in messages for item in message.items}
+
+
 async def first_of(stream):
     async for message in stream:
         return message
@@ -450,13 +454,13 @@ async def test_watching_a_batch_shows_results_as_they_come_and_ends(market):
     stream = aiter(terminal.sync.WatchBatch(watch(batch)))
 
     start = await anext(stream)
-    assert not start.HasField("item")
+    assert not start.items
     assert start.batch.received_count == 2
     market.line.open.set()
     async with asyncio.timeout(10):
         rest = [each async for each in stream]
 
-    assert [each.item.state for each in rest] == [SETTLED, SETTLED]
+    assert [item.state for each in rest for item in each.items] == [SETTLED, SETTLED]
     assert rest[-1].batch.state == DONE
     assert rest[-1].batch.settled_count == 2
 
@@ -471,9 +475,9 @@ async def test_who_comes_late_sees_every_result_and_who_resumes_goes_on(market):
         late = [each async for each in terminal.sync.WatchBatch(watch(batch))]
         resumed = [each async for each in terminal.sync.WatchBatch(watch(batch, late[0].cursor))]
 
-    assert [each.item.state for each in late] == [SETTLED, SETTLED]
+    assert [[item.state for item in each.items] for each in late] == [[SETTLED, SETTLED]]
     # A result may come twice; the stream ends.
-    assert {each.item.name for each in resumed} == {each.item.name for each in late}
+    assert names_in(resumed) == names_in(late)
     bad = await refused(first_of(terminal.sync.WatchBatch(watch(batch, "yesterday"))))
     assert bad.reason == "CURSOR_EXPIRED"
 
@@ -486,10 +490,10 @@ async def test_resuming_in_the_middle_misses_nothing(market):
     cursor = (await terminal.sync.WatchBatch(watch(batch)).read()).cursor
 
     stream = aiter(terminal.sync.WatchBatch(watch(batch, cursor)))
-    assert not (await anext(stream)).HasField("item")
+    assert not (await anext(stream)).items
     market.line.open.set()
     async with asyncio.timeout(10):
-        seen = {each.item.name async for each in stream}
+        seen = names_in([each async for each in stream])
 
     assert len(seen) == 2
 

@@ -108,8 +108,14 @@ class TerminalSyncService(terminal_sync_service_pb2_grpc.TerminalSyncServiceServ
             # The subject first: with twenty watchers, nineteen of twenty events are somebody else's.
             return event.subject in wanted and event.WhichOneof("fact") == "item_decided"
 
-        async for cursor, event in self._feed.watch(request.cursor, is_wanted):
-            if event is None:
+        async for cursor, told in self._feed.watch_together(request.cursor, is_wanted):
+            if told:
+                items = [event.item_decided.item for event in told]
+                for event in told:
+                    state = State(event.item_decided.item.state)
+                    move_count(message, states[event.subject], state)
+                    states[event.subject] = state
+            else:
                 # One statement sees them all at one moment; most are seldom decided by now, and not read whole.
                 async with self._recorder.reading() as connection:
                     now = await journals.read_states(connection, batch.item_ids)
@@ -119,21 +125,9 @@ class TerminalSyncService(terminal_sync_service_pb2_grpc.TerminalSyncServiceServ
                 states = {names.item_name(found): state for found, state in now.items()}
                 message = counted(batch, Counter(states.values()))
                 # Who resumes gets the rest as it comes; and everything again, if meanwhile there is nothing to come.
-                if request.cursor and message.received_count:
-                    decided = []
-                for entry in decided:
-                    yield pb.WatchBatchResponse(
-                        item=wire.item_message(entry), batch=message, cursor=cursor
-                    )
-                if not decided:
-                    yield pb.WatchBatchResponse(batch=message, cursor=cursor)
-            else:
-                state = State(event.item_decided.item.state)
-                move_count(message, states[event.subject], state)
-                states[event.subject] = state
-                yield pb.WatchBatchResponse(
-                    item=event.item_decided.item, batch=message, cursor=cursor
-                )
+                resumed = request.cursor and message.received_count
+                items = [] if resumed else [wire.item_message(entry) for entry in decided]
+            yield pb.WatchBatchResponse(items=items, batch=message, cursor=cursor)
             if not message.received_count:
                 return
 

@@ -622,14 +622,14 @@ class WatchBatchResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    ITEM_FIELD_NUMBER: _builtins.int
+    ITEMS_FIELD_NUMBER: _builtins.int
     BATCH_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """Where to resume."""
     @_builtins.property
-    def item(self) -> _offline_pb2.Item:
-        """An item with a result. Absent in a message that only tells of the batch."""
+    def items(self) -> _containers.RepeatedCompositeFieldContainer[_offline_pb2.Item]:
+        """Items with a result, those that were recorded together. None in a message that only tells of the batch."""
 
     @_builtins.property
     def batch(self) -> _offline_pb2.Batch:
@@ -638,13 +638,13 @@ class WatchBatchResponse(_message.Message):
     def __init__(
         self,
         *,
-        item: _offline_pb2.Item | None = ...,
+        items: _abc.Iterable[_offline_pb2.Item] | None = ...,
         batch: _offline_pb2.Batch | None = ...,
         cursor: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "item", b"item"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "cursor", b"cursor", "item", b"item"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "cursor", b"cursor", "items", b"items"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
