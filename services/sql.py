@@ -16,7 +16,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import PoolResetState
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +124,11 @@ def create_engine(url: str, *, pool_size: int = 4) -> AsyncEngine:
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
         sa.event.listen(engine.sync_engine, "invalidate", _roll_back_sqlite)
         return engine
-    engine = create_async_engine(
+    return create_async_engine(
         url,
         pool_size=pool_size,
         max_overflow=pool_size,
         pool_timeout=2,
-        pool_reset_on_return=None,
         # A server that went away is noticed by the transaction, which is retried; a ping before
         # each would cost a round trip.
         pool_recycle=1800,
@@ -142,19 +140,6 @@ def create_engine(url: str, *, pool_size: int = 4) -> AsyncEngine:
             "init_command": "SET time_zone='+00:00', innodb_lock_wait_timeout=5",
         },
     )
-    sa.event.listen(engine.sync_engine, "reset", _roll_back_mysql)
-    return engine
-
-
-def _roll_back_mysql(connection: Any, _record: object, state: PoolResetState) -> None:
-    # Every answer of the server says whether a transaction is open. Nearly always none is: each is committed or rolled
-    # back by who began it, and one more ROLLBACK for every connection given back is a round trip for nothing.
-    if state.terminate_only:
-        return
-    driver = connection.driver_connection
-    # A call cancelled inside a statement closes its connection: rolling back fails, and the pool gives it up.
-    if driver.closed or driver.get_transaction_status():
-        connection.rollback()
 
 
 async def _connect_mysql(*arguments: Any, **keywords: Any) -> Any:

@@ -1,13 +1,11 @@
-"""Transactions end with who began them: cancelled at any moment, or given back open, they leave nothing behind."""
+"""A call may be cancelled at any moment, inside a transaction too: a client gives up, a process stops."""
 
 from __future__ import annotations
 
 import asyncio
 import random
 
-import pytest
 import sqlalchemy as sa
-from sqlalchemy.util import greenlet_spawn
 
 from services import sql
 from services.user.store import event_log
@@ -48,38 +46,3 @@ async def test_a_cancelled_transaction_ends_its_task_and_leaves_no_lock(database
         async with asyncio.timeout(2):
             await sql.transact(engine, write)
         await engine.dispose()
-
-
-async def test_a_connection_given_back_inside_a_transaction_is_rolled_back(database_url):
-    engine = sql.create_engine(database_url("user"), pool_size=1)
-
-    def leave_open():
-        raw = engine.sync_engine.raw_connection()
-        cursor = raw.cursor()
-        cursor.execute("BEGIN")
-        cursor.execute("INSERT INTO event_log (events, relayed) VALUES ('left', 1)")
-        cursor.close()
-        raw.close()
-
-    await greenlet_spawn(leave_open)
-
-    async with sql.reading(engine) as connection:
-        assert (await connection.execute(sa.select(event_log))).all() == []
-    await engine.dispose()
-
-
-@pytest.mark.parametrize("dialect", ["mariadb"])
-async def test_a_connection_given_back_outside_a_transaction_costs_no_round_trip(database_url):
-    engine = sql.create_engine(database_url("user"), pool_size=1)
-
-    async def said(connection):
-        counted = "SHOW SESSION STATUS WHERE Variable_name IN ('Questions', 'Com_rollback')"
-        found = dict((await connection.exec_driver_sql(counted)).all())
-        return int(found["Questions"]), int(found["Com_rollback"])
-
-    async with engine.begin() as connection:
-        asked, rolled_back = await said(connection)
-    async with engine.begin() as connection:
-        # The first transaction's COMMIT, and this question.
-        assert await said(connection) == (asked + 2, rolled_back)
-    await engine.dispose()
