@@ -276,15 +276,18 @@ async def find_entries(connection: AsyncConnection, entry_ids: Collection[UUID])
 
 async def find_items(connection: AsyncConnection, item_ids: Collection[UUID]) -> list[Entry]:
     """Items with what they spent, in the journal's order."""
-    query = _with_spend().where(entries.c.item_id.in_(list(item_ids)))
-    rows = await connection.execute(query.order_by(entries.c.sequence, entries.c.entry_id))
-    return [_joined(row) for row in rows]
+    return await _items(connection, entries.c.item_id.in_(list(item_ids)))
 
 
-async def read_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[UUID, State]:
-    """Where some items stand, by their ids."""
-    query = sa.select(entries.c.item_id, entries.c.state).where(entries.c.item_id.in_(item_ids))
-    return {row.item_id: State(row.state) for row in await connection.execute(query)}
+async def find_decided(connection: AsyncConnection, item_ids: Collection[UUID]) -> list[Entry]:
+    """Of some items those that have a result, with what they spent, in the journal's order."""
+    some = entries.c.item_id.in_(list(item_ids))
+    return await _items(connection, some, entries.c.state != int(State.RECEIVED))
+
+
+async def _items(connection: AsyncConnection, *which: sa.ColumnElement[bool]) -> list[Entry]:
+    query = _with_spend().where(*which).order_by(entries.c.sequence, entries.c.entry_id)
+    return [_joined(row) for row in await connection.execute(query)]
 
 
 async def count_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[State, int]:
