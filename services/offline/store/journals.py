@@ -114,6 +114,7 @@ async def known_entries(
     connection: AsyncConnection, terminal_id: UUID, sequences: Collection[int]
 ) -> dict[int, list[Known]]:
     """Entries of a journal with some numbers, in the order they arrived."""
+    numbers = [entries.c.sequence.between(first, last) for first, last in _runs(sequences)]
     query = (
         sa.select(
             entries.c.sequence,
@@ -122,7 +123,7 @@ async def known_entries(
             entries.c.bundle_version,
             entries.c.item_id,
         )
-        .where(entries.c.terminal_id == terminal_id, entries.c.sequence.in_(sorted(sequences)))
+        .where(entries.c.terminal_id == terminal_id, sa.or_(sa.false(), *numbers))
         .order_by(entries.c.entry_id)
     )
     found: dict[int, list[Known]] = defaultdict(list)
@@ -130,6 +131,17 @@ async def known_entries(
         known = Known(bytes(row.content_hash), row.record_time, row.bundle_version, row.item_id)
         found[row.sequence].append(known)
     return found
+
+
+def _runs(numbers: Collection[int]) -> list[tuple[int, int]]:
+    """Numbers as runs without gaps, first and last. A journal is one: a range costs as much as one of its numbers."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 async def taken_items(connection: AsyncConnection, item_ids: Collection[UUID]) -> set[UUID]:
