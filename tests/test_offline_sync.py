@@ -347,6 +347,20 @@ async def test_a_journal_full_of_holes_arrives_whole_and_is_filled_later(market)
     assert sorted(stored) == list(range(1, 1_001))
 
 
+async def test_what_needs_no_payment_is_answered_with_the_upload(market):
+    payer, terminal = await market.a_payer(), await market.a_terminal()
+    (issued,) = await payer.issue(10_00)
+    market.line.cut = True
+
+    answer = await terminal.submit(terminal.sale(issued), terminal.sale("0" * 16, 1_00))
+    first = await anext(aiter(terminal.sync.WatchBatch(watch(answer.batch))))
+
+    batch = answer.batch
+    assert (batch.received_count, batch.refused_count, batch.state) == (1, 1, batch.STATE_SETTLING)
+    assert [item.reason for item in first.items] == [Reason.REASON_UNKNOWN_CODE]
+    market.line.cut = False
+
+
 async def test_an_import_is_no_sale(market):
     terminal = await market.a_terminal()
     imported = terminal.entry({"imported": journal_pb2.Imported(note="new till")})

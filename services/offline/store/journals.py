@@ -153,7 +153,7 @@ async def taken_items(connection: AsyncConnection, item_ids: Collection[UUID]) -
 async def insert_entries(
     connection: AsyncConnection, new: Sequence[Entry], *, due_time: datetime
 ) -> None:
-    """Put new entries on record; whoever looks for work finds them from `due_time` on.
+    """Put new entries on record, with what is decided of them; whoever looks for work finds them from `due_time` on.
 
     Raises:
         IntegrityError: another transaction just put one of the same items on record.
@@ -304,6 +304,8 @@ async def _items(connection: AsyncConnection, *which: sa.ColumnElement[bool]) ->
 
 async def count_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[State, int]:
     """How many of some items stand where."""
+    if not item_ids:
+        return {}
     query = (
         sa.select(entries.c.state, sa.func.count())
         .where(entries.c.item_id.in_(list(item_ids)))
