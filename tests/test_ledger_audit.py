@@ -44,6 +44,12 @@ BROKEN = [
         {4, 8},
         "its request made no payment",
     ),
+    # A second payment of one item would have a name of its own.
+    (
+        "UPDATE payments SET request_id = reservation_id WHERE amount = 900",
+        {4},
+        "offline, of request",
+    ),
     ("UPDATE reservations SET amount = 899 WHERE amount = 1000", {5}, "does not cover payments/"),
     ("DELETE FROM reservations WHERE amount = 1000", {5}, "is not its"),
     # Money behind codes that is not there, or too much of it.

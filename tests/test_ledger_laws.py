@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from uuid import UUID
 
 from hypothesis import given, settings
@@ -23,6 +23,7 @@ from services.payment.domain.ledger import (
     TRANSFER_MINOR_UNITS_MAX,
     Bucket,
 )
+from services.payment.domain.offline_commands import SettleOffline
 from services.payment.domain.payment import (
     MOVES,
     Decision,
@@ -36,6 +37,7 @@ from services.refusal import Refusal
 from tests.ledger_world import (
     ASHA,
     INT64_MAX,
+    NOT_KEPT,
     OWNERS,
     POLICY,
     SHOP,
@@ -178,6 +180,18 @@ def states_follow_from_facts(book, states, facts):
     assert states == {key: payment.state for key, payment in book.payments.items()}
 
 
+def asked(command):
+    """(What makes a command happen once, what is asked by it); None where its effect says so itself."""
+    if isinstance(command, SettleOffline):  # its payment is all that is kept of it
+        said = {
+            field.name: getattr(command, field.name)
+            for field in fields(command)
+            if field.name not in NOT_KEPT
+        }
+        return command.payment_id, said
+    return command.request and (command.request.key, command.request.body_hash)
+
+
 def the_first_answer(command, earlier, outcome, book):
     """4. A replay gets the first answer; a payment's is brought up to date."""
     if isinstance(earlier, Payment):
@@ -216,12 +230,13 @@ def test_the_laws_hold_after_every_command_whatever_came_before(taken):
         states_follow_from_facts(book, states, book.facts[facts:])
         laws_hold(book)
         what_is_over_stays_over(before.reservations, book.reservations)
-        if command.request is not None:
-            known = answers.get(command.request.key)
+        if once := asked(command):
+            key, body = once
+            known = answers.get(key)
             if known is None:
-                answers[command.request.key] = (command.request.body_hash, copy.deepcopy(outcome))
+                answers[key] = (body, copy.deepcopy(outcome))
             else:
-                assert known[0] == command.request.body_hash  # else REQUEST_ID_REUSED
+                assert known[0] == body  # else REQUEST_ID_REUSED, or PAYMENT_EXISTS
                 the_first_answer(command, known[1], outcome, book)
                 assert (len(book.facts), len(book.ledger.transfers)) == (facts, transfers)
 

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
+from services.money import Money
 from services.payment.domain.book import FundsMoved, PaymentMoved, Task
-from services.payment.domain.ledger import BALANCE_MINOR_UNITS_MAX, FUNDING_ID, Bucket, Purpose
-from services.payment.domain.payment import Channel, Decision, FailureReason, Risk, State
+from services.payment.domain.ledger import (
+    BALANCE_MINOR_UNITS_MAX,
+    FUNDING_ID,
+    Bucket,
+    Purpose,
+    WalletKey,
+)
+from services.payment.domain.offline_commands import SettleOffline
+from services.payment.domain.payment import (
+    Channel,
+    Decision,
+    FailureReason,
+    Position,
+    Risk,
+    Shown,
+    State,
+)
 from services.payment.domain.reservation import ReservationState
-from tests.ledger_world import ASHA, BABU, NOW, SHOP, STALL, World, laws_hold, open_tasks
+from tests.ledger_world import (
+    ASHA,
+    BABU,
+    NOT_KEPT,
+    NOW,
+    SHOP,
+    STALL,
+    World,
+    copied,
+    laws_hold,
+    open_tasks,
+)
 
 
 def a_world(*amounts):
@@ -176,21 +204,57 @@ def test_a_replay_answers_as_it_stands_and_another_body_is_refused():
     again = world.do(replace(command, risk=Risk(Decision.DECLINE)))
 
     assert (again.payment, again.returned) == (resolved, 40)
-    name = command.payment_id
-    assert world.refused(world.spend(one, SHOP, 59, payment_id=name)) == "PAYMENT_EXISTS"
-    assert world.refused(world.spend(two, SHOP, 30, payment_id=name)) == "PAYMENT_EXISTS"
+    assert world.refused(replace(command, reservation_id=two.reservation_id)) == "PAYMENT_EXISTS"
 
 
-def test_the_name_of_an_online_payment_or_of_another_request_is_taken():
+OTHER = UUID(int=8)
+ASKED = {
+    "reservation_id": OTHER,
+    "payer": WalletKey(ASHA, "KES"),
+    "vendor_id": STALL,
+    "terminal_id": OTHER,
+    "site_id": OTHER,
+    "amount": Money(59, "INR"),
+    "spend_time": NOW,
+    "position": Position(12.5, 77.5, 8.0, mocked=False),
+    "reference": "till 4",
+}
+NOT_ASKED = {
+    "transfer_id": OTHER,
+    "release_id": OTHER,
+    "hold_reason": "LATE_UPLOAD",
+    "shown": Shown(timedelta(hours=1), "phone 7"),
+    "risk": Risk(Decision.REVIEW),
+}
+
+
+def test_what_is_on_record_of_an_item_may_not_change_and_what_is_not_may():
+    names = {field.name for field in fields(SettleOffline)}
+    assert names == {"payment_id", "request"} | ASKED.keys() | NOT_ASKED.keys()
+    assert NOT_ASKED.keys() | {"request"} == NOT_KEPT
+    world, (code, other) = a_world(100, 100)
+    world.book.reservations[OTHER] = replace(other, reservation_id=OTHER)
+    command = world.spend(code, SHOP, 60)
+    first = world.do(command)
+
+    for name, value in ASKED.items():
+        assert world.refused(replace(command, **{name: value})) == "PAYMENT_EXISTS", name
+    kes = replace(command, amount=Money(60, "KES"))
+    assert world.refused(kes) == "PAYMENT_EXISTS"
+    for name, value in NOT_ASKED.items():
+        before = copied(world.book)
+        assert world.do(replace(command, **{name: value})) == first, name
+        assert world.book == before
+
+
+def test_the_name_of_an_online_payment_is_taken():
     world, (code,) = a_world(100)
     world.do(world.top_up(ASHA, 5))
     online = world.do(world.payment(ASHA, SHOP, 5))
-    world.do(world.top_up(ASHA, 5, key=world.spend(code, SHOP, 1, payment_id=ASHA).request.key))
 
-    assert (
-        world.refused(world.spend(code, SHOP, 5, payment_id=online.payment_id)) == "PAYMENT_EXISTS"
-    )
-    assert world.refused(world.spend(code, SHOP, 1, payment_id=ASHA)) == "PAYMENT_EXISTS"
+    spend = world.spend(code, SHOP, 5, payment_id=online.payment_id)
+
+    assert world.refused(spend) == "PAYMENT_EXISTS"
 
 
 def test_items_are_refused_in_the_contracts_order():

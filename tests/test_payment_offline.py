@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from datetime import UTC
 from uuid import UUID, uuid4
 
 import grpc
 import pytest
+import sqlalchemy as sa
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services import names
+from services.payment import store
 from services.payment.domain.ledger import BALANCE_MINOR_UNITS_MAX
 from tallystick.fraud.v1 import fraud_service_pb2 as fraud_pb
 from tallystick.payment.v1 import payment_pb2, wallet_pb2
@@ -471,6 +475,56 @@ async def test_an_item_again_answers_its_payment_as_it_stands(bank, codes):
     async with bank.nothing_changes():
         assert (await codes.settle(item))[0] == results[1]
         assert await codes.release(one) == [SETTLED]
+
+
+async def test_an_item_again_is_known_by_what_its_payment_keeps_to_the_last_digit(bank, codes):
+    payer, vendor = await sides(bank)
+    item = an_item(
+        (await codes.reserve(payer, 10_00))[0],
+        vendor,
+        6_00,
+        site=f"{vendor.name}/sites/{uuid4()}",
+        occur_time=Timestamp(seconds=1_772_357_400, nanos=123_456_789),
+        position=position_pb2.Position(
+            latitude=-89.12345678901234, longitude=-1.2345678901234567e-15, accuracy_meters=1 / 3
+        ),
+        reference="  till 4, “Ā”\0\\' ",
+        code_age=Duration(seconds=60),
+    )
+    (first,) = await codes.settle(item)
+    judged = {"hold_reason": "LATE_UPLOAD", "device": "phone 7"}
+    also = pb.OfflinePayment(**judged)
+    also.MergeFrom(item)
+    also.code_age.seconds += 1
+    others = [pb.OfflinePayment.FromString(item.SerializeToString()) for _ in range(3)]
+    others[0].occur_time.nanos += 1_000
+    others[1].position.mocked = True
+    others[2].reference += " "
+
+    async with bank.nothing_changes():
+        assert list(await codes.settle(item, also)) == [first, first]
+        for other in others:
+            assert (await codes.refusal(other)).reason == "PAYMENT_EXISTS"
+
+
+async def test_an_offline_payment_leaves_no_request_and_needs_none(bank, codes):
+    payer, vendor = await sides(bank)
+    one, two = await codes.reserve(payer, 10_00, 10_00)
+    requests = len(await bank.rows(store.requests))
+    item = an_item(one, vendor)
+    (first,) = await codes.settle(item)
+    assert len(await bank.rows(store.requests)) == requests
+
+    # As earlier versions left one: it is neither asked nor in the way.
+    scope = hashlib.sha256(b"services/offline").digest()[:16]
+    made = names.last_id(item.payment)
+    row = {"request_key": scope + made.bytes, "body_hash": bytes(32), "payment_id": made}
+    async with bank.engine.begin() as connection:
+        await connection.execute(sa.insert(store.requests), row)
+    await bank.laws_hold()
+
+    assert (await codes.settle(item))[0] == first
+    assert await codes.refusal(an_item(two, vendor, payment=item.payment))
 
 
 async def test_a_name_that_an_online_payment_has_is_refused(bank, codes):

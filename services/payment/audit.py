@@ -15,11 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from services import names, sql
 from services.audit_finding import Finding
 from services.payment import store, wire
-from services.payment.domain import offline_commands
 from services.payment.domain.ledger import SYSTEM_NAMES, Account, Bucket, Purpose
 from services.payment.domain.payment import MOVES, Channel, FailureReason, State
 from services.payment.domain.reservation import ReservationState
-from services.payment.handlers.request import service_scope
 from services.payment.rows import wallet_id, wallet_key
 from tallystick.event.v1 import event_pb2
 from tallystick.payment.v1 import wallet_pb2
@@ -173,9 +171,17 @@ async def _requests_move_once(connection: AsyncConnection) -> Finding:
     count = 0
     async for batch in _batches(connection, store.payments, store.payments.c.payment_id):
         count += len(batch)
-        keys = {_asker(row) + row.request_id.bytes: row.payment_id for row in batch}
-        if len(keys) < len(batch):
-            return Finding(law, count, _twice(batch))
+        online = []
+        for row in batch:
+            if row.channel == Channel.ONLINE:
+                online.append(row)
+            elif row.request_id != row.payment_id:
+                # There is no request beside it: its own id is what made it happen once.
+                broken = f"payments/{row.payment_id}: offline, of request {row.request_id}"
+                return Finding(law, count, broken)
+        keys = {_asked(row): row.payment_id for row in online}
+        if len(keys) < len(online):
+            return Finding(law, count, _twice(online))
         query = sa.select(requests.c.request_key, requests.c.payment_id)
         rows = await connection.execute(query.where(requests.c.request_key.in_(list(keys))))
         made = {bytes(row.request_key): row.payment_id for row in rows}
@@ -197,21 +203,21 @@ async def _requests_move_once(connection: AsyncConnection) -> Finding:
     return Finding(law, count, None)
 
 
-def _twice(batch: Sequence[Any]) -> str:
-    seen: set[tuple[bytes, UUID]] = set()
-    for row in batch:
-        key = (_asker(row), row.request_id)
+def _twice(online: Sequence[Any]) -> str:
+    seen: set[bytes] = set()
+    for row in online:
+        key = _asked(row)
         if key in seen:
             return f"payments/{row.payment_id}: a second payment of request {row.request_id}"
         seen.add(key)
     raise AssertionError
 
 
-def _asker(payment: Any) -> bytes:
-    """Who asked for a payment: its payer; for an offline one the service that settles codes."""
-    if payment.channel == Channel.OFFLINE:
-        return service_scope(offline_commands.ACTOR)
-    return bytes(payment.payer_wallet[:_ID_BYTES])
+def _asked(payment: Any) -> bytes:
+    """The key of the request that made an online payment: its payer asked for it."""
+    payer = bytes(payment.payer_wallet[:_ID_BYTES])
+    asked: bytes = payer + payment.request_id.bytes
+    return asked
 
 
 async def _reservations_settle_once(connection: AsyncConnection) -> Finding:

@@ -117,9 +117,11 @@ class SettleOffline:
     """Turn a reservation into a payment. `risk` is what the fraud check said, in event time.
 
     The payer has the goods already, so no verdict refuses it: the money goes to the vendor, or is held for a person.
+
+    The caller has made and stored the payment's id, and the payment is all there is to remember of the request: asked
+    again, the item is compared with it.
     """
 
-    request: Request
     payment_id: UUID
     transfer_id: UUID
     release_id: UUID
@@ -135,6 +137,7 @@ class SettleOffline:
     hold_reason: str
     shown: Shown = NOTHING_SHOWN
     risk: Risk = UNASSESSED
+    request: None = None
 
     @property
     def vendor(self) -> WalletKey:
@@ -161,12 +164,11 @@ class SettleOffline:
                 amount_over_reservation, self_payment, vendor_not_found, balance_over_limit.
         """
         reservation = book.reservations[self.reservation_id]
-        earlier = book.requests.get(self.request.key)
-        payment = book.payments.get(self.payment_id)
-        if earlier is not None or payment is not None:
-            if earlier is None or payment is None or earlier.body_hash != self.request.body_hash:
+        made = book.payments.get(self.payment_id)
+        if made is not None:
+            if not self._asks_for(made):
                 raise refusals.payment_exists(names.payment_name(self.payment_id))
-            return SettledOffline(payment, reservation.amount - payment.amount)
+            return SettledOffline(made, reservation.amount - made.amount)
         self._check(book, reservation)
         risk = self._judged(vendor_active=book.ledger.wallets[self.vendor].active)
         payment = Payment(
@@ -210,8 +212,26 @@ class SettleOffline:
                 update_time=now,
             )
         )
-        book.answer(self.request, payment)
         return SettledOffline(payment, reservation.amount - payment.amount)
+
+    def _asks_for(self, payment: Payment) -> bool:
+        """Whether a payment is the one this makes: by what it keeps of what was asked, which nothing changes later.
+
+        What it was judged by (`hold_reason`, `shown`) is not kept, and a payment is judged once.
+        """
+        return (
+            payment.channel is Channel.OFFLINE
+            and payment.reservation_id == self.reservation_id
+            and payment.payer == self.payer
+            and payment.vendor_id == self.vendor_id
+            and payment.terminal_id == self.terminal_id
+            and payment.site_id == self.site_id
+            and payment.amount == self.amount.minor_units
+            and payment.payer.currency_code == self.amount.currency_code
+            and payment.spend_time == self.spend_time
+            and payment.position == self.position
+            and payment.reference == self.reference
+        )
 
     def _check(self, book: Book, reservation: Reservation) -> None:
         name = names.reservation_name(self.reservation_id)

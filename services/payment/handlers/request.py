@@ -30,10 +30,5 @@ def once(caller: Caller, request_id: str, body: Message) -> Request:
 def scope(caller: Caller) -> bytes:
     """16 bytes that stand for the caller."""
     if caller.service:
-        return service_scope(caller.subject)
+        return hashlib.sha256(caller.subject.encode()).digest()[:16]
     return caller.user_id.bytes
-
-
-def service_scope(subject: str) -> bytes:
-    """16 bytes that stand for a service, `services/{name}`."""
-    return hashlib.sha256(subject.encode()).digest()[:16]

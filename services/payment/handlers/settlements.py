@@ -23,7 +23,7 @@ from services.payment.handlers.payments import Ledger, refusal_message
 from services.payment.handlers.request import once
 from services.rpc import errors, validation
 from services.rpc import refusals as access_refusals
-from services.rpc.identity import Caller, caller
+from services.rpc.identity import caller
 from tallystick.fraud.v1 import fraud_service_pb2
 from tallystick.payment.v1 import settlement_service_pb2 as pb
 from tallystick.payment.v1 import settlement_service_pb2_grpc
@@ -88,7 +88,6 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
     async def SettleOffline(
         self, request: pb.SettleOfflineRequest, context: Context
     ) -> pb.SettleOfflineResponse:
-        who = caller()
         problems = [validation.violations(item) for item in request.items]
         payers = await self._payers(
             names.last_id(item.reservation)
@@ -97,7 +96,7 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         )
         results = await asyncio.gather(
             *(
-                self._settle(who, item, found, payers)
+                self._settle(item, found, payers)
                 for item, found in zip(request.items, problems, strict=True)
             )
         )
@@ -116,13 +115,12 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
 
     async def _settle(
         self,
-        who: Caller,
         item: pb.OfflinePayment,
         problems: list[tuple[str, str]],
         payers: dict[UUID, WalletKey],
     ) -> pb.OfflineResult:
         try:
-            return await self._settled(who, item, problems, payers)
+            return await self._settled(item, problems, payers)
         except Exception as error:
             # Whatever is wrong with one, its neighbours are answered.
             refusal = errors.refusal_for(error)
@@ -133,7 +131,6 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
 
     async def _settled(
         self,
-        who: Caller,
         item: pb.OfflinePayment,
         problems: list[tuple[str, str]],
         payers: dict[UUID, WalletKey],
@@ -143,7 +140,7 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         payer = payers.get(names.last_id(item.reservation))
         if payer is None:
             raise refusals.reservation_not_found(item.reservation)
-        command = self._command(who, item, payer)
+        command = self._command(item, payer)
         facts = _facts(command, item)
         outcome = await self._ledger.owners.submit(command, (command.vendor_id,), facts)
         assert isinstance(outcome, SettledOffline)
@@ -152,13 +149,9 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
             returned=wire.money(outcome.returned, payer.currency_code),
         )
 
-    def _command(
-        self, who: Caller, item: pb.OfflinePayment, payer: WalletKey
-    ) -> offline_commands.SettleOffline:
-        payment_id = names.last_id(item.payment)
+    def _command(self, item: pb.OfflinePayment, payer: WalletKey) -> offline_commands.SettleOffline:
         return offline_commands.SettleOffline(
-            request=once(who, str(payment_id), item),
-            payment_id=payment_id,
+            payment_id=names.last_id(item.payment),
             transfer_id=self._ledger.new_id(),
             release_id=self._ledger.new_id(),
             reservation_id=names.last_id(item.reservation),

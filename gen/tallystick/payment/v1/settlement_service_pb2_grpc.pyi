@@ -30,9 +30,14 @@ class SettlementServiceStub:
     SettleOffline: _aio.UnaryUnaryMultiCallable[_settlement_service_pb2.SettleOfflineRequest, _settlement_service_pb2.SettleOfflineResponse]
     """Turns reservations into payments: what was spent goes to the vendor (or is held for review), the rest back to the
     payer's offline balance, and the reservation is gone. One answer per item, in the order asked; one bad item never
-    fails its neighbours. Repeating an item (same `payment`, same body) answers its payment as it stands now, whatever
-    other items come with it. It never fails for lack of funds: they are reserved (design, law 9); nor because the payer
-    was suspended since.
+    fails its neighbours. It never fails for lack of funds: they are reserved (design, law 9); nor because the payer was
+    suspended since.
+
+    The id in `payment` is what makes an item happen once, and the payment is the only record of it. Repeating an item
+    answers its payment as it stands now, whatever other items come with it. Another item under the same id is refused,
+    PAYMENT_EXISTS: one that differs in what the payment keeps of an item, to the microsecond and the last digit:
+    reservation, payer, vendor, terminal, site, amount, occur_time, position, reference. `hold_reason`, `code_age` and
+    `device` are not kept: a payment is judged once, by those that came first, and others change nothing of it.
 
     An item is assessed by the fraud service in event time. Whatever that says, the payer's code was taken for goods
     that are gone: REVIEW and DECLINE both hold the money (FLAGGED) for a person. So does an item with `hold_reason`,
@@ -81,9 +86,14 @@ class SettlementServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_settlement_service_pb2.SettleOfflineResponse]:
         """Turns reservations into payments: what was spent goes to the vendor (or is held for review), the rest back to the
         payer's offline balance, and the reservation is gone. One answer per item, in the order asked; one bad item never
-        fails its neighbours. Repeating an item (same `payment`, same body) answers its payment as it stands now, whatever
-        other items come with it. It never fails for lack of funds: they are reserved (design, law 9); nor because the payer
-        was suspended since.
+        fails its neighbours. It never fails for lack of funds: they are reserved (design, law 9); nor because the payer was
+        suspended since.
+
+        The id in `payment` is what makes an item happen once, and the payment is the only record of it. Repeating an item
+        answers its payment as it stands now, whatever other items come with it. Another item under the same id is refused,
+        PAYMENT_EXISTS: one that differs in what the payment keeps of an item, to the microsecond and the last digit:
+        reservation, payer, vendor, terminal, site, amount, occur_time, position, reference. `hold_reason`, `code_age` and
+        `device` are not kept: a payment is judged once, by those that came first, and others change nothing of it.
 
         An item is assessed by the fraud service in event time. Whatever that says, the payer's code was taken for goods
         that are gone: REVIEW and DECLINE both hold the money (FLAGGED) for a person. So does an item with `hold_reason`,
