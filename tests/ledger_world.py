@@ -187,6 +187,7 @@ class World:
         decision=Decision.ALLOW,
         hold_reason="",
         currency="INR",
+        payer=None,
         payment_id=None,
     ):
         return SettleOffline(
@@ -194,7 +195,7 @@ class World:
             transfer_id=self.new_id(),
             release_id=self.new_id(),
             reservation_id=reservation.reservation_id,
-            payer=reservation.wallet,
+            payer=WalletKey(payer or reservation.wallet.owner_id, currency),
             vendor_id=vendor,
             terminal_id=UUID(int=7),
             site_id=None,

@@ -30,12 +30,13 @@ def to_reserve(person, *minor_units, **changes):
     )
 
 
-def an_item(reservation, vendor, minor_units=10_00, /, **changes):
-    """A payment a terminal of the vendor's took."""
+def an_item(payer, reservation, vendor, minor_units=10_00, /, **changes):
+    """A payment a terminal of the vendor's took from the payer."""
     spent_at = Timestamp()
     spent_at.FromDatetime(SPENT_AT)
     fields = {
         "payment": f"payments/{uuid7()}",
+        "payer": payer.name,
         "reservation": reservation,
         "vendor": vendor.name,
         "terminal": f"{vendor.name}/terminals/{uuid4()}",
@@ -70,9 +71,9 @@ class Codes:
         answer = await self._calls.SettleOffline(pb.SettleOfflineRequest(items=items))
         return answer.results
 
-    async def pay(self, reservation, vendor, minor_units=10_00, /, **changes):
+    async def pay(self, payer, reservation, vendor, minor_units=10_00, /, **changes):
         """The payment made of one item, which must not be refused."""
-        (result,) = await self.settle(an_item(reservation, vendor, minor_units, **changes))
+        (result,) = await self.settle(an_item(payer, reservation, vendor, minor_units, **changes))
         assert result.WhichOneof("outcome") == "payment", result
         return result.payment
 

@@ -90,15 +90,17 @@ async def books(bank, tmp_path):
     payer, vendor = await bank.a_payer(1_000_00), await bank.a_vendor()
     codes = Codes(bank.first)
     paid, held, refused, live, back = await codes.reserve(payer, 10_00, 6_00, 6_00, 7_00, 5_00)
-    await codes.pay(paid, vendor, 9_00)
+    await codes.pay(payer, paid, vendor, 9_00)
     bank.fraud.says(REVIEW)
-    approved = await codes.pay(held, vendor, 6_00)
-    rejected = await codes.pay(refused, vendor, 6_00)
+    approved = await codes.pay(payer, held, vendor, 6_00)
+    rejected = await codes.pay(payer, refused, vendor, 6_00)
     bank.fraud.says(ALLOW)
     await bank.first.reviews.settlements.ResolveHold(a_decision(approved))
     await bank.first.reviews.settlements.ResolveHold(a_decision(rejected, approve=False))
     await codes.release(back)
-    assert len(await codes.settle(an_item(live, payer))) == 1  # refused: one cannot pay oneself
+    assert (
+        len(await codes.settle(an_item(payer, live, payer))) == 1
+    )  # refused: one cannot pay oneself
     copies = iter(range(100))
 
     def copy():

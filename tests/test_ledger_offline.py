@@ -41,6 +41,8 @@ from tests.ledger_world import (
     open_tasks,
 )
 
+OTHER = UUID(int=8)
+
 
 def a_world(*amounts):
     """A world in which Asha has live reservations, and those."""
@@ -207,10 +209,8 @@ def test_a_replay_answers_as_it_stands_and_another_body_is_refused():
     assert world.refused(replace(command, reservation_id=two.reservation_id)) == "PAYMENT_EXISTS"
 
 
-OTHER = UUID(int=8)
 ASKED = {
     "reservation_id": OTHER,
-    "payer": WalletKey(ASHA, "KES"),
     "vendor_id": STALL,
     "terminal_id": OTHER,
     "site_id": OTHER,
@@ -230,7 +230,7 @@ NOT_ASKED = {
 
 def test_what_is_on_record_of_an_item_may_not_change_and_what_is_not_may():
     names = {field.name for field in fields(SettleOffline)}
-    assert names == {"payment_id", "request"} | ASKED.keys() | NOT_ASKED.keys()
+    assert names == {"payment_id", "payer", "request"} | ASKED.keys() | NOT_ASKED.keys()
     assert NOT_ASKED.keys() | {"request"} == NOT_KEPT
     world, (code, other) = a_world(100, 100)
     world.book.reservations[OTHER] = replace(other, reservation_id=OTHER)
@@ -239,8 +239,10 @@ def test_what_is_on_record_of_an_item_may_not_change_and_what_is_not_may():
 
     for name, value in ASKED.items():
         assert world.refused(replace(command, **{name: value})) == "PAYMENT_EXISTS", name
-    kes = replace(command, amount=Money(60, "KES"))
+    kes = replace(command, payer=WalletKey(ASHA, "KES"), amount=Money(60, "KES"))
     assert world.refused(kes) == "PAYMENT_EXISTS"
+    babu = replace(command, payer=WalletKey(BABU, "INR"))
+    assert world.refused(babu) == "RESERVATION_NOT_FOUND"
     for name, value in NOT_ASKED.items():
         before = copied(world.book)
         assert world.do(replace(command, **{name: value})) == first, name
@@ -264,7 +266,11 @@ def test_items_are_refused_in_the_contracts_order():
     world.do(world.release(released))
     world.do(world.top_up(SHOP, BALANCE_MINOR_UNITS_MAX - 199))
     over, kes, nobody = 101, {"currency": "KES"}, FUNDING_ID
+    unknown = replace(code, reservation_id=OTHER)
+    babu = kes | {"payer": BABU, "payment_id": done.payment_id}
     expected = [
+        ("RESERVATION_NOT_FOUND", world.spend(unknown, ASHA, over, **kes)),
+        ("RESERVATION_NOT_FOUND", world.spend(spent, ASHA, over, **babu)),
         ("PAYMENT_EXISTS", world.spend(spent, ASHA, over, payment_id=done.payment_id, **kes)),
         ("RESERVATION_SETTLED", world.spend(spent, ASHA, over, **kes)),
         ("RESERVATION_RELEASED", world.spend(released, ASHA, over, **kes)),

@@ -81,7 +81,7 @@ async def test_money_is_set_aside_spent_and_the_rest_returned(bank, codes):
     (reservation,) = await codes.reserve(payer, 10_00)
     assert await payer.balances() == (990_00, 0, 10_00, 0)
 
-    item = an_item(reservation, vendor, 7_50, reference="till 4")
+    item = an_item(payer, reservation, vendor, 7_50, reference="till 4")
     (result,) = await codes.settle(item)
 
     payment = result.payment
@@ -108,7 +108,7 @@ async def test_an_offline_payment_tells_of_each_state_and_of_every_move(bank, co
     payer, vendor = await sides(bank)
     (reservation,) = await codes.reserve(payer, 10_00)
 
-    payment = await codes.pay(reservation, vendor, 7_50)
+    payment = await codes.pay(payer, reservation, vendor, 7_50)
 
     told = [event for event in await bank.events() if event.subject == payment.name]
     facts = [event.WhichOneof("fact") for event in told]
@@ -148,7 +148,7 @@ async def test_a_repeated_reservation_gets_the_first_answer_also_when_it_is_spen
     await payer.wallets.MoveBalance(to_offline(payer, 20_00))
     request = to_reserve(payer, 10_00, 5_00)
     first = await codes.reserve_as(request)
-    await codes.pay(request.reservations[0].name, vendor, 1_00)
+    await codes.pay(payer, request.reservations[0].name, vendor, 1_00)
 
     async with bank.nothing_changes():
         again = await codes.reserve_as(request)
@@ -208,7 +208,7 @@ async def test_an_item_is_refused_in_its_place_for_the_first_reason_in_the_contr
     payer, vendor = await sides(bank)
     live, released, spent = await codes.reserve(payer, 10_00, 10_00, 10_00)
     await codes.release(released)
-    settled = an_item(spent, vendor, 10_00)
+    settled = an_item(payer, spent, vendor, 10_00)
     await codes.settle(settled)
     kes = money_pb2.Money(minor_units=11_00, currency_code="KES")
     full = await bank.a_vendor()
@@ -222,6 +222,10 @@ async def test_an_item_is_refused_in_its_place_for_the_first_reason_in_the_contr
 
     expected = [
         ("RESERVATION_NOT_FOUND", {"reservation": nowhere, "payment": settled.payment}),
+        (
+            "RESERVATION_NOT_FOUND",
+            {"payer": vendor.name, "reservation": spent, "payment": settled.payment, "amount": kes},
+        ),
         ("PAYMENT_EXISTS", {"reservation": spent, "payment": settled.payment}),
         ("RESERVATION_SETTLED", {"reservation": spent, "amount": kes}),
         ("RESERVATION_RELEASED", {"reservation": released, "amount": kes}),
@@ -231,18 +235,19 @@ async def test_an_item_is_refused_in_its_place_for_the_first_reason_in_the_contr
         ("VENDOR_NOT_FOUND", of(nobody)),
         ("BALANCE_OVER_LIMIT", of(full.name)),
     ]
-    items = [an_item(live, vendor, 9_00, **changes) for _, changes in expected]
-    items[1].reference = "another body"
+    items = [an_item(payer, live, vendor, 9_00, **changes) for _, changes in expected]
+    items[2].reference = "another body"
 
     found = []
     for item in items:
         async with bank.nothing_changes():
             found.append(await codes.refusal(item))
-    results = await codes.settle(an_item(live, full, 8_99), *items[:4])
+    results = await codes.settle(an_item(payer, live, full, 8_99), *items[:4])
 
     assert [refusal.reason for refusal in found] == [reason for reason, _ in expected]
     at = {refusal.reason: refusal for refusal in found}
-    assert dict(at["RESERVATION_NOT_FOUND"].metadata) == {"reservation": nowhere}
+    assert dict(found[0].metadata) == {"reservation": nowhere}
+    assert dict(found[1].metadata) == {"reservation": spent}
     assert at["RESERVATION_NOT_FOUND"].code == grpc.StatusCode.NOT_FOUND.value[0]
     assert dict(at["PAYMENT_EXISTS"].metadata) == {"payment": settled.payment}
     assert at["PAYMENT_EXISTS"].code == grpc.StatusCode.ALREADY_EXISTS.value[0]
@@ -260,10 +265,11 @@ async def test_an_item_is_refused_in_its_place_for_the_first_reason_in_the_contr
 
 async def test_an_item_that_breaks_the_contract_fails_alone(bank, codes, subtests):
     payer, vendor = await sides(bank)
-    good = await codes.reserve(payer, *[1_00] * 15)
+    good = await codes.reserve(payer, *[1_00] * 16)
     bad = [
         ({"payment": "payments/1"}, "payment"),
         ({"reservation": ""}, "reservation"),
+        ({"payer": ""}, "payer"),
         ({"vendor": "users/shop", "terminal": f"users/shop/terminals/{uuid4()}"}, "vendor"),
         ({"terminal": f"users/{uuid4()}/terminals/{uuid4()}"}, "terminal"),
         ({"terminal": ""}, "terminal"),
@@ -280,7 +286,10 @@ async def test_an_item_that_breaks_the_contract_fails_alone(bank, codes, subtest
     ]
     items = []
     for reservation, (changes, _) in zip(good, bad, strict=True):
-        items += [an_item(reservation, vendor, 1_00, **changes), an_item(reservation, vendor, 1_00)]
+        items += [
+            an_item(payer, reservation, vendor, 1_00, **changes),
+            an_item(payer, reservation, vendor, 1_00),
+        ]
 
     results = await codes.settle(*items)
 
@@ -337,6 +346,7 @@ async def test_the_fraud_service_is_asked_in_event_time_of_what_the_terminal_kne
     site = f"{vendor.name}/sites/{uuid4()}"
     here = position_pb2.Position(latitude=12.5, longitude=77.5, accuracy_meters=8)
     item = an_item(
+        payer,
         scanned,
         vendor,
         2_00,
@@ -346,7 +356,7 @@ async def test_the_fraud_service_is_asked_in_event_time_of_what_the_terminal_kne
         device="phone 7",
     )
 
-    await codes.settle(item, an_item(typed, vendor, 1_00))
+    await codes.settle(item, an_item(payer, typed, vendor, 1_00))
 
     first, second = bank.fraud.asked[-2:]
     assert first == fraud_pb.PaymentFacts(
@@ -384,7 +394,7 @@ async def test_whatever_is_said_the_money_is_held_and_a_person_ends_it(bank, cod
     (reservation,) = await codes.reserve(payer, 10_00)
     bank.fraud.says(answer, score=60, signals=[fraud_pb.Signal.CODE_POSITION_MISSING])
 
-    payment = await codes.pay(reservation, vendor, 7_50, hold_reason=hold_reason)
+    payment = await codes.pay(payer, reservation, vendor, 7_50, hold_reason=hold_reason)
 
     assert payment.state == FLAGGED
     assert payment.risk == RISK(decision=decision, score=60, reasons=reasons)
@@ -408,7 +418,7 @@ async def test_a_vendor_who_was_suspended_since_is_paid_by_a_person(bank, codes)
     (reservation,) = await codes.reserve(payer, 10_00)
     await bank.knows(vendor, active=False, version=2)
 
-    payment = await codes.pay(reservation, vendor, hold_reason="TERMINAL_REVOKED")
+    payment = await codes.pay(payer, reservation, vendor, hold_reason="TERMINAL_REVOKED")
 
     assert payment.state == FLAGGED
     reasons = ["TERMINAL_REVOKED", "VENDOR_NOT_ACTIVE"]
@@ -420,7 +430,7 @@ async def test_codes_of_a_payer_who_was_suspended_since_still_pay(bank, codes):
     spent, unspent = await codes.reserve(payer, 10_00, 10_00)
     await bank.knows(payer, active=False, version=2)
 
-    payment = await codes.pay(spent, vendor, 9_00)
+    payment = await codes.pay(payer, spent, vendor, 9_00)
 
     assert payment.state == SUCCESS
     assert await codes.release(unspent) == [RELEASED]
@@ -436,7 +446,7 @@ async def test_it_never_lacks_funds_whatever_the_payer_did_since(bank, codes):
     for request in (to_online(payer), to_offline(payer)):
         assert (await refused(payer.wallets.MoveBalance(request))).reason == "INSUFFICIENT_FUNDS"
 
-    results = await codes.settle(*(an_item(each, vendor, 100_00) for each in reservations))
+    results = await codes.settle(*(an_item(payer, each, vendor, 100_00) for each in reservations))
 
     assert {result.payment.state for result in results} == {SUCCESS}
     assert await vendor.online() == 500_00
@@ -445,7 +455,7 @@ async def test_it_never_lacks_funds_whatever_the_payer_did_since(bank, codes):
 async def test_a_refund_of_an_offline_payment_goes_to_the_online_balance(bank, codes):
     payer, vendor = await sides(bank)
     (reservation,) = await codes.reserve(payer, 10_00)
-    item = an_item(reservation, vendor, 10_00)
+    item = an_item(payer, reservation, vendor, 10_00)
     (first,) = await codes.settle(item)
 
     await vendor.payments.RefundPayment(a_refund(first.payment, 4_00))
@@ -459,12 +469,14 @@ async def test_an_item_again_answers_its_payment_as_it_stands(bank, codes):
     payer, vendor = await sides(bank)
     one, two, three = await codes.reserve(payer, 10_00, 10_00, 10_00)
     bank.fraud.says(REVIEW)
-    item = an_item(one, vendor, 6_00)
+    item = an_item(payer, one, vendor, 6_00)
     (flagged,) = await codes.settle(item)
     await bank.first.reviews.settlements.ResolveHold(a_decision(flagged.payment))
     bank.fraud.says(ALLOW)
 
-    results = await codes.settle(an_item(two, vendor), item, an_item(three, vendor), item)
+    results = await codes.settle(
+        an_item(payer, two, vendor), item, an_item(payer, three, vendor), item
+    )
 
     assert flagged.payment.state == FLAGGED
     assert [each.payment.state for each in results] == [SUCCESS] * 4
@@ -480,6 +492,7 @@ async def test_an_item_again_answers_its_payment_as_it_stands(bank, codes):
 async def test_an_item_again_is_known_by_what_its_payment_keeps_to_the_last_digit(bank, codes):
     payer, vendor = await sides(bank)
     item = an_item(
+        payer,
         (await codes.reserve(payer, 10_00))[0],
         vendor,
         6_00,
@@ -511,7 +524,7 @@ async def test_an_offline_payment_leaves_no_request_and_needs_none(bank, codes):
     payer, vendor = await sides(bank)
     one, two = await codes.reserve(payer, 10_00, 10_00)
     requests = len(await bank.rows(store.requests))
-    item = an_item(one, vendor)
+    item = an_item(payer, one, vendor)
     (first,) = await codes.settle(item)
     assert len(await bank.rows(store.requests)) == requests
 
@@ -524,7 +537,7 @@ async def test_an_offline_payment_leaves_no_request_and_needs_none(bank, codes):
     await bank.laws_hold()
 
     assert (await codes.settle(item))[0] == first
-    assert await codes.refusal(an_item(two, vendor, payment=item.payment))
+    assert await codes.refusal(an_item(payer, two, vendor, payment=item.payment))
 
 
 async def test_a_name_that_an_online_payment_has_is_refused(bank, codes):
@@ -533,7 +546,9 @@ async def test_a_name_that_an_online_payment_has_is_refused(bank, codes):
     online = await payer.pay(vendor, 1_00)
 
     async with bank.nothing_changes():
-        refusal = await codes.refusal(an_item(reservation, vendor, 1_00, payment=online.name))
+        refusal = await codes.refusal(
+            an_item(payer, reservation, vendor, 1_00, payment=online.name)
+        )
 
     assert refusal.reason == "PAYMENT_EXISTS"
 
@@ -547,8 +562,10 @@ async def test_one_name_for_items_of_two_payers_is_taken_once(bank, codes):
     async with bank.replica() as second:
         answers = await asyncio.gather(
             *(
-                Codes(replica).settle(an_item(reservation, vendor, payment=name))
-                for reservation, replica in zip(held, (bank.first, second), strict=True)
+                Codes(replica).settle(an_item(payer, reservation, vendor, payment=name))
+                for payer, reservation, replica in zip(
+                    payers, held, (bank.first, second), strict=True
+                )
             )
         )
 
@@ -560,7 +577,7 @@ async def test_one_name_for_items_of_two_payers_is_taken_once(bank, codes):
 async def test_released_money_is_back_once_and_a_settled_reservation_stays_settled(bank, codes):
     payer, vendor = await sides(bank)
     unspent, spent = await codes.reserve(payer, 10_00, 5_00)
-    payment = await codes.pay(spent, vendor, 5_00)
+    payment = await codes.pay(payer, spent, vendor, 5_00)
     nowhere = f"reservations/{uuid4()}"
 
     first = await codes.release(spent, unspent, nowhere)
@@ -585,10 +602,15 @@ async def test_without_the_fraud_service_items_up_to_the_floor_pass_and_larger_o
 
     results = await codes.settle(
         an_item(
-            small, vendor, FLOOR, code_age=Duration(seconds=3600, nanos=5_000), device="phone 7"
+            payer,
+            small,
+            vendor,
+            FLOOR,
+            code_age=Duration(seconds=3600, nanos=5_000),
+            device="phone 7",
         ),
-        an_item(large, vendor, FLOOR + 1),
-        an_item(held, vendor, 1_00, hold_reason="SEQUENCE_GAP"),
+        an_item(payer, large, vendor, FLOOR + 1),
+        an_item(payer, held, vendor, 1_00, hold_reason="SEQUENCE_GAP"),
     )
 
     degraded = RISK(decision=RISK.DECISION_DEGRADED, reasons=["FRAUD_UNAVAILABLE"])
@@ -614,8 +636,12 @@ async def assessed(bank):
 async def test_five_hundred_items_of_many_payers_settle_in_a_few_groups(bank, codes):
     payers = [await bank.a_payer() for _ in range(5)]
     vendors = [await bank.a_vendor() for _ in range(2)]
-    reservations = [each for payer in payers for each in await codes.reserve(payer, *[1_00] * 100)]
-    items = [an_item(each, vendors[number % 2], 60) for number, each in enumerate(reservations)]
+    reserved = [(payer, await codes.reserve(payer, *[1_00] * 100)) for payer in payers]
+    items = [
+        an_item(payer, each, vendors[number % 2], 60)
+        for payer, reservations in reserved
+        for number, each in enumerate(reservations)
+    ]
     groups = len(bank.fraud.calls)
 
     results = await codes.settle(*items)
@@ -627,13 +653,13 @@ async def test_five_hundred_items_of_many_payers_settle_in_a_few_groups(bank, co
     assert len(bank.fraud.calls[groups:]) == 4
     assert [await payer.balances() for payer in payers] == [(900_00, 40_00, 0, 0)] * 5
     assert [await vendor.online() for vendor in vendors] == [150_00] * 2
-    assert await codes.release(*reservations) == [SETTLED] * 500
+    assert await codes.release(*(item.reservation for item in items)) == [SETTLED] * 500
 
 
 async def test_an_item_the_ledger_stumbles_over_takes_no_other_with_it(bank, codes):
     payer, vendor = await sides(bank)
     reservations = await codes.reserve(payer, *[1_00] * 5)
-    items = [an_item(each, vendor, 1_00) for each in reservations]
+    items = [an_item(payer, each, vendor, 1_00) for each in reservations]
     items[2].reference = "poison"
     await bank.stumbles_over("poison")
 

@@ -234,7 +234,7 @@ async def test_an_item_sent_to_both_at_once_is_settled_once(two):
     bank, first, second = two
     payer, vendor = await bank.a_payer(100_00), await bank.a_vendor()
     (reservation,) = await Codes(first).reserve(payer, 10_00)
-    item = an_item(reservation, vendor, 7_00)
+    item = an_item(payer, reservation, vendor, 7_00)
 
     answers = await at_once(
         lambda: Codes(first).settle(item), lambda: Codes(second).settle(item, item)
@@ -252,7 +252,7 @@ async def test_one_reservation_spent_at_fifty_terminals_pays_one_of_them(two):
     payer = await bank.a_payer(100_00)
     vendors = [await bank.a_vendor() for _ in range(5)]
     (reservation,) = await Codes(first).reserve(payer, 10_00)
-    items = [an_item(reservation, vendors[number % 5]) for number in range(50)]
+    items = [an_item(payer, reservation, vendors[number % 5]) for number in range(50)]
 
     answers = await asyncio.gather(
         *(
@@ -279,7 +279,8 @@ async def test_of_a_settlement_and_a_release_at_the_same_time_one_wins(two):
     async def race(number, reservation):
         settling, releasing = (Codes(each) for each in two[1:][:: 1 if number % 2 else -1])
         return await asyncio.gather(
-            settling.settle(an_item(reservation, vendor, 1_00)), releasing.release(reservation)
+            settling.settle(an_item(payer, reservation, vendor, 1_00)),
+            releasing.release(reservation),
         )
 
     ends = Counter()

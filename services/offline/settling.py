@@ -208,6 +208,7 @@ def _payment(entry: Entry) -> settlement.OfflinePayment:
     assert entry.spend is not None
     message = settlement.OfflinePayment.FromString(entry.facts)
     message.payment = names.payment_name(entry.entry_id)
+    message.payer = names.user_name(entry.spend.owner_id)
     message.reservation = names.reservation_name(entry.spend.code_id)
     message.hold_reason = "" if entry.hold is Reason.NONE else entry.hold.name
     # The terminal's clock may be behind ours by what it may be.

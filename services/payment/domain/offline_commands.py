@@ -119,7 +119,8 @@ class SettleOffline:
     The payer has the goods already, so no verdict refuses it: the money goes to the vendor, or is held for a person.
 
     The caller has made and stored the payment's id, and the payment is all there is to remember of the request: asked
-    again, the item is compared with it.
+    again, the item is compared with it. `payer` is the payer's wallet in the currency of `amount`; a reservation of
+    another wallet is refused.
     """
 
     payment_id: UUID
@@ -160,10 +161,13 @@ class SettleOffline:
         """Pay, or hold.
 
         Raises:
-            Refusal: payment_exists, reservation_settled, reservation_released, currency_mismatch,
+            Refusal: reservation_not_found, payment_exists, reservation_settled, reservation_released, currency_mismatch,
                 amount_over_reservation, self_payment, vendor_not_found, balance_over_limit.
         """
-        reservation = book.reservations[self.reservation_id]
+        reservation = book.reservations.get(self.reservation_id)
+        if reservation is None or reservation.wallet.owner_id != self.payer.owner_id:
+            name = names.reservation_name(self.reservation_id)
+            raise refusals.reservation_not_found(name)
         made = book.payments.get(self.payment_id)
         if made is not None:
             if not self._asks_for(made):
@@ -215,7 +219,7 @@ class SettleOffline:
         return SettledOffline(payment, reservation.amount - payment.amount)
 
     def _asks_for(self, payment: Payment) -> bool:
-        """Whether a payment is the one this makes: by what it keeps of what was asked, which nothing changes later.
+        """Whether a payment is what this asks for, by what it keeps of what was asked, which nothing changes later.
 
         What it was judged by (`hold_reason`, `shown`) is not kept, and a payment is judged once.
         """
@@ -227,7 +231,6 @@ class SettleOffline:
             and payment.terminal_id == self.terminal_id
             and payment.site_id == self.site_id
             and payment.amount == self.amount.minor_units
-            and payment.payer.currency_code == self.amount.currency_code
             and payment.spend_time == self.spend_time
             and payment.position == self.position
             and payment.reference == self.reference
@@ -240,7 +243,7 @@ class SettleOffline:
             raise refusals.reservation_settled(name, names.payment_name(reservation.payment_id))
         if reservation.state is ReservationState.RELEASED:
             raise refusals.reservation_released(name)
-        currency_code = self.payer.currency_code
+        currency_code = reservation.wallet.currency_code
         if self.amount.currency_code != currency_code:
             raise refusals.currency_mismatch(self.amount.currency_code, currency_code)
         if self.amount.minor_units > reservation.amount:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -88,39 +87,21 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
     async def SettleOffline(
         self, request: pb.SettleOfflineRequest, context: Context
     ) -> pb.SettleOfflineResponse:
-        problems = [validation.violations(item) for item in request.items]
-        payers = await self._payers(
-            names.last_id(item.reservation)
-            for item, found in zip(request.items, problems, strict=True)
-            if not found
-        )
-        results = await asyncio.gather(
-            *(
-                self._settle(item, found, payers)
-                for item, found in zip(request.items, problems, strict=True)
-            )
-        )
+        results = await asyncio.gather(*map(self._settle, request.items))
         return pb.SettleOfflineResponse(results=results)
 
     async def ReleaseReservations(
         self, request: pb.ReleaseReservationsRequest, context: Context
     ) -> pb.ReleaseReservationsResponse:
-        payers = await self._payers(map(names.last_id, request.names))
+        async with sql.reading(self._ledger.engine) as connection:
+            reservation_ids = [names.last_id(name) for name in request.names]
+            payers = await store.wallets_behind(connection, reservation_ids)
         results = await asyncio.gather(*(self._release(name, payers) for name in request.names))
         return pb.ReleaseReservationsResponse(results=results)
 
-    async def _payers(self, reservation_ids: Iterable[UUID]) -> dict[UUID, WalletKey]:
-        async with sql.reading(self._ledger.engine) as connection:
-            return await store.wallets_behind(connection, list(reservation_ids))
-
-    async def _settle(
-        self,
-        item: pb.OfflinePayment,
-        problems: list[tuple[str, str]],
-        payers: dict[UUID, WalletKey],
-    ) -> pb.OfflineResult:
+    async def _settle(self, item: pb.OfflinePayment) -> pb.OfflineResult:
         try:
-            return await self._settled(item, problems, payers)
+            return await self._settled(item)
         except Exception as error:
             # Whatever is wrong with one, its neighbours are answered.
             refusal = errors.refusal_for(error)
@@ -129,33 +110,25 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
                 refusal = access_refusals.internal(telemetry.trace_id())
             return pb.OfflineResult(refusal=refusal_message(refusal))
 
-    async def _settled(
-        self,
-        item: pb.OfflinePayment,
-        problems: list[tuple[str, str]],
-        payers: dict[UUID, WalletKey],
-    ) -> pb.OfflineResult:
-        if problems:
+    async def _settled(self, item: pb.OfflinePayment) -> pb.OfflineResult:
+        if problems := validation.violations(item):
             raise access_refusals.fields_invalid(problems)
-        payer = payers.get(names.last_id(item.reservation))
-        if payer is None:
-            raise refusals.reservation_not_found(item.reservation)
-        command = self._command(item, payer)
+        command = self._command(item)
         facts = _facts(command, item)
         outcome = await self._ledger.owners.submit(command, (command.vendor_id,), facts)
         assert isinstance(outcome, SettledOffline)
         return pb.OfflineResult(
             payment=wire.payment_message(outcome.payment),
-            returned=wire.money(outcome.returned, payer.currency_code),
+            returned=wire.money(outcome.returned, item.amount.currency_code),
         )
 
-    def _command(self, item: pb.OfflinePayment, payer: WalletKey) -> offline_commands.SettleOffline:
+    def _command(self, item: pb.OfflinePayment) -> offline_commands.SettleOffline:
         return offline_commands.SettleOffline(
             payment_id=names.last_id(item.payment),
             transfer_id=self._ledger.new_id(),
             release_id=self._ledger.new_id(),
             reservation_id=names.last_id(item.reservation),
-            payer=payer,
+            payer=WalletKey(names.last_id(item.payer), item.amount.currency_code),
             vendor_id=names.last_id(item.vendor),
             terminal_id=names.last_id(item.terminal),
             site_id=names.last_id(item.site) if item.site else None,
@@ -191,7 +164,7 @@ def _facts(
 ) -> fraud_service_pb2.PaymentFacts:
     return fraud_service_pb2.PaymentFacts(
         payment=item.payment,
-        payer=names.user_name(command.payer.owner_id),
+        payer=item.payer,
         vendor=item.vendor,
         site=item.site,
         amount=item.amount,

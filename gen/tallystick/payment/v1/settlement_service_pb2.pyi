@@ -241,6 +241,7 @@ class OfflinePayment(_message.Message):
     HOLD_REASON_FIELD_NUMBER: _builtins.int
     CODE_AGE_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
+    PAYER_FIELD_NUMBER: _builtins.int
     payment: _builtins.str
     """`payments/{uuid}`, made by the caller when the item arrived; what makes the item happen once."""
     reservation: _builtins.str
@@ -257,6 +258,8 @@ class OfflinePayment(_message.Message):
     """Not empty: hold the money for review whatever the fraud service says; it becomes the first risk reason."""
     device: _builtins.str
     """The payer's device that signed a voucher, an opaque id; empty for a typed code. For the fraud check."""
+    payer: _builtins.str
+    """`users/{uuid}` of the payer, who owns the reservation; another owner's reservation is RESERVATION_NOT_FOUND."""
     @_builtins.property
     def amount(self) -> _money_pb2.Money:
         """What was spent; above zero, at most what is reserved."""
@@ -288,10 +291,11 @@ class OfflinePayment(_message.Message):
         hold_reason: _builtins.str = ...,
         code_age: _duration_pb2.Duration | None = ...,
         device: _builtins.str = ...,
+        payer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "code_age", b"code_age", "occur_time", b"occur_time", "position", b"position"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "code_age", b"code_age", "device", b"device", "hold_reason", b"hold_reason", "occur_time", b"occur_time", "payment", b"payment", "position", b"position", "reference", b"reference", "reservation", b"reservation", "site", b"site", "terminal", b"terminal", "vendor", b"vendor"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "code_age", b"code_age", "device", b"device", "hold_reason", b"hold_reason", "occur_time", b"occur_time", "payer", b"payer", "payment", b"payment", "position", b"position", "reference", b"reference", "reservation", b"reservation", "site", b"site", "terminal", b"terminal", "vendor", b"vendor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -95,7 +95,7 @@ class SettlementServiceServicer:
         An item is assessed by the fraud service in event time. Whatever that says, the payer's code was taken for goods
         that are gone: REVIEW and DECLINE both hold the money (FLAGGED) for a person. So does an item with `hold_reason`,
         and one whose vendor is not active any more (risk reason VENDOR_NOT_ACTIVE).
-        An item is refused, checked in this order: RESERVATION_NOT_FOUND, PAYMENT_EXISTS, RESERVATION_SETTLED,
+        An item is refused, checked in this order: RESERVATION_NOT_FOUND (also for another payer's), PAYMENT_EXISTS, RESERVATION_SETTLED,
         RESERVATION_RELEASED, CURRENCY_MISMATCH, AMOUNT_OVER_RESERVATION, SELF_PAYMENT, VENDOR_NOT_FOUND, BALANCE_OVER_LIMIT.
         Before them FIELDS_INVALID, and OVERLOADED, DEPENDENCY_UNAVAILABLE and INTERNAL stand in an item's place as well: the
         ledger did not come to it, and it may be repeated.
