@@ -16,6 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from services import names
 from services.payment import store
 from services.payment.domain.ledger import BALANCE_MINOR_UNITS_MAX
+from tallystick.access.v1 import access_pb2
 from tallystick.fraud.v1 import fraud_service_pb2 as fraud_pb
 from tallystick.payment.v1 import payment_pb2, wallet_pb2
 from tallystick.payment.v1 import settlement_service_pb2 as pb
@@ -23,6 +24,7 @@ from tallystick.payment.v1 import wallet_service_pb2 as wallet_pb
 from tallystick.type.v1 import money_pb2, position_pb2
 from tests.eventually import eventually
 from tests.fakes.fraud import ALLOW, DECLINE, REVIEW
+from tests.fakes.user import an_account
 from tests.offline_items import (
     NOT_FOUND,
     RELEASED,
@@ -37,6 +39,7 @@ from tests.payment_stack import (
     FAILED,
     FLAGGED,
     SUCCESS,
+    Person,
     a_decision,
     a_payout,
     a_refund,
@@ -672,6 +675,62 @@ async def test_an_item_the_ledger_stumbles_over_takes_no_other_with_it(bank, cod
     results = await codes.settle(*items)
     assert {each.payment.state for each in results} == {SUCCESS}
     assert await vendor.online() == 5_00
+
+
+async def test_items_beyond_what_the_queue_holds_are_refused_in_their_place(bank, codes):
+    payer, vendor = await sides(bank)
+    reservations = await codes.reserve(payer, *[1_00] * 8)
+    items = [an_item(payer, each, vendor, 1_00) for each in reservations]
+
+    async with bank.replica(queue_size_max=5, group_size_max=2) as small:
+        results = await Codes(small).settle(*items)
+
+    assert [each.payment.state for each in results[:5]] == [SUCCESS] * 5
+    assert [each.refusal.reason for each in results[5:]] == ["OVERLOADED"] * 3
+    assert results[5].refusal.retry_delay == Duration(seconds=1)
+    assert await vendor.online() == 5_00
+
+
+async def test_items_whose_caller_goes_away_are_settled_all_the_same(bank, codes):
+    payer, vendor = await sides(bank)
+    reservations = await codes.reserve(payer, *[1_00] * 3)
+    bank.fraud.answers.clear()
+    asking = asyncio.ensure_future(
+        codes.settle(*(an_item(payer, each, vendor, 1_00) for each in reservations))
+    )
+    await eventually(lambda: len(bank.fraud.asked) == 3)
+
+    asking.cancel()
+    await asyncio.wait([asking])
+    bank.fraud.answers.set()
+
+    async def paid():
+        return await vendor.online() == 3_00
+
+    await eventually(paid)
+
+
+async def test_vendors_the_ledger_does_not_know_yet_are_asked_about_once_a_call(bank, codes):
+    payer, vendor = await sides(bank)
+    new = [Person(bank.first.channels, "VENDOR") for _ in range(2)]
+    nobody = Person(bank.first.channels, "VENDOR")
+    for each in new:
+        bank.user.knows(an_account(each.name, role=access_pb2.ROLE_VENDOR))
+    reservations = await codes.reserve(payer, *[1_00] * 7)
+    paid = [new[0], vendor, nobody, new[1], new[0], new[1], nobody]
+
+    results = await codes.settle(
+        *(an_item(payer, each, to, 1_00) for each, to in zip(reservations, paid, strict=True))
+    )
+
+    states = [each.payment.state for each in results]
+    assert states == [0 if each is nobody else SUCCESS for each in paid]
+    reasons = {each.refusal.reason for each in results if each.HasField("refusal")}
+    assert reasons == {"VENDOR_NOT_FOUND"}
+    assert [sorted(asked) for asked in bank.user.asked] == [
+        sorted(each.name for each in (*new, nobody))
+    ]
+    assert [await each.online() for each in new] == [2_00] * 2
 
 
 async def test_money_of_the_system_is_not_reserved(bank, codes):

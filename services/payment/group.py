@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 from opentelemetry import metrics
@@ -43,6 +44,44 @@ Assess = Callable[
 ]
 
 
+class Asked(NamedTuple):
+    """A command, as it is submitted.
+
+    Attributes:
+        command: What to do.
+        facts: What to ask the fraud service first; None for what needs no assessment.
+        owner_ids: Accounts a refusal may rest on. Nothing to the group, which knows what the ledger knows.
+    """
+
+    command: Command
+    facts: fraud_service_pb2.PaymentFacts | None = None
+    owner_ids: tuple[UUID, ...] = ()
+
+
+class Call:
+    """Commands that were submitted together: one future for all of them, however many groups they go through.
+
+    Attributes:
+        done: Resolves when there is an answer for each. Cancelled when the caller went away.
+        answers: In the order submitted; an exception is one too.
+    """
+
+    __slots__ = ("_left", "answers", "done")
+
+    def __init__(self, count: int) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.answers: list[Outcome | Exception] = [None] * count
+        self._left = count
+
+    def answer(self, place: int, answer: Outcome | Exception) -> None:
+        """Answer one command, once."""
+        self.answers[place] = answer
+        self._left -= 1
+        # The caller may be gone: what became of its commands is found by their ids.
+        if not self._left and not self.done.done():
+            self.done.set_result(None)
+
+
 @dataclass(slots=True)
 class Member:
     """A command on its way through a group.
@@ -50,13 +89,15 @@ class Member:
     Attributes:
         command: What to do.
         facts: What to ask the fraud service first; None for what needs no assessment.
-        done: Resolves to the outcome, or to a Refusal.
+        call: Where it is answered.
+        place: Its place among the commands of that call.
         trace: The trace it belongs to.
     """
 
     command: Command
     facts: fraud_service_pb2.PaymentFacts | None
-    done: asyncio.Future[Outcome]
+    call: Call
+    place: int
     trace: SpanContext | None
 
 
@@ -115,14 +156,31 @@ class Group:
         Raises:
             Refusal: what the command raises, or overloaded.
         """
-        if len(self._queue) >= self._queue_max:
-            raise refusals.overloaded(_OVERLOAD_RETRY)
-        done: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._queue.append(Member(command, facts, done, telemetry.current()))
+        (answer,) = await self.submit_all([Asked(command, facts)])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def submit_all(self, asked: Sequence[Asked]) -> list[Outcome | Exception]:
+        """Carry out commands, in their order, in as few groups as hold them; answers when the last is committed.
+
+        One answer for each, in the order asked: its outcome, or what `submit` would have raised. What does not fit
+        into the queue is refused, and takes no other with it. A caller that goes away does not stop them.
+        """
+        if not asked:
+            return []
+        call = Call(len(asked))
+        trace = telemetry.current()
+        for place, (command, facts, _) in enumerate(asked):
+            if len(self._queue) < self._queue_max:
+                self._queue.append(Member(command, facts, call, place, trace))
+            else:
+                call.answer(place, refusals.overloaded(_OVERLOAD_RETRY))
         self._filled.set()
         if len(self._queue) >= self._size_max:
             self._full.set()
-        return await done
+        await call.done
+        return call.answers
 
     async def run(self) -> None:
         """Form groups until `close`; what is queued then is still carried out."""
@@ -188,11 +246,11 @@ class Group:
                     await self._commit([member])
                 return
             for member in members:
-                _resolve(member, error)
+                member.call.answer(member.place, error)
             return
         self._committed()
         for member, outcome in zip(members, outcomes, strict=True):
-            _resolve(member, outcome)
+            member.call.answer(member.place, outcome)
 
     async def _decide(
         self, connection: AsyncConnection, members: list[Member]
@@ -225,12 +283,3 @@ class Group:
         recorded = events.events(zip(book.facts, traces, strict=True), new_id=self._new_id)
         await event_log.append(connection, store.event_log, recorded)
         return outcomes
-
-
-def _resolve(member: Member, outcome: Outcome | BaseException) -> None:
-    # The caller may be gone: its future is cancelled then, and the outcome is found by request_id.
-    with contextlib.suppress(asyncio.InvalidStateError):
-        if isinstance(outcome, BaseException):
-            member.done.set_exception(outcome)
-        else:
-            member.done.set_result(outcome)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -12,7 +12,7 @@ from services.payment import events
 from services.payment.clients import Parties
 from services.payment.domain.book import Outcome
 from services.payment.domain.commands import Command
-from services.payment.group import Group
+from services.payment.group import Asked, Group
 from services.refusal import Refusal
 from tallystick.event.v1 import event_pb2
 from tallystick.fraud.v1 import fraud_service_pb2
@@ -69,12 +69,35 @@ class Owners:
         Raises:
             Refusal: what the command raises.
         """
+        (answer,) = await self.submit_all([Asked(command, facts, tuple(owner_ids))])
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def submit_all(self, asked: Sequence[Asked]) -> list[Outcome | Exception]:
+        """Carry out commands that came together; the user service is asked once about all their owners.
+
+        One answer for each, in the order asked: its outcome, or what `submit` would have raised.
+        """
+        answers = await self._group.submit_all(asked)
+        doubted = [
+            place
+            for place, answer in enumerate(answers)
+            if isinstance(answer, Refusal) and answer.reason in _ABOUT_OWNERS
+        ]
+        if not doubted:
+            return answers
         try:
-            return await self._group.submit(command, facts)
-        except Refusal as refusal:
-            if refusal.reason not in _ABOUT_OWNERS or not await self._refresh(owner_ids):
-                raise
-        return await self._group.submit(command, facts)
+            owner_ids = {each: None for place in doubted for each in asked[place].owner_ids}
+            if not await self._refresh(owner_ids):
+                return answers
+        except Exception as error:  # noqa: BLE001 - as an answer it is raised, or told in its place
+            again: list[Outcome | Exception] = [error] * len(doubted)
+        else:
+            again = await self._group.submit_all([asked[place] for place in doubted])
+        for place, answer in zip(doubted, again, strict=True):
+            answers[place] = answer
+        return answers
 
     async def _refresh(self, owner_ids: Iterable[UUID]) -> bool:
         now = self._now()

@@ -161,8 +161,8 @@ class SettleOffline:
         """Pay, or hold.
 
         Raises:
-            Refusal: reservation_not_found, payment_exists, reservation_settled, reservation_released, currency_mismatch,
-                amount_over_reservation, self_payment, vendor_not_found, balance_over_limit.
+            Refusal: reservation_not_found, payment_exists, reservation_settled, reservation_released,
+                currency_mismatch, amount_over_reservation, self_payment, vendor_not_found, balance_over_limit.
         """
         reservation = book.reservations.get(self.reservation_id)
         if reservation is None or reservation.wallet.owner_id != self.payer.owner_id:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from typing import Any
 from uuid import UUID
@@ -13,11 +12,12 @@ from services import names, sql, telemetry
 from services.money import Money
 from services.payment import store, wire
 from services.payment.domain import offline_commands, refusals
-from services.payment.domain.book import Moved, Resolved, SettledOffline
+from services.payment.domain.book import Moved, Outcome, Resolved, SettledOffline
 from services.payment.domain.commands import ResolveHold
 from services.payment.domain.ledger import WalletKey
 from services.payment.domain.payment import Shown
 from services.payment.domain.reservation import Reservation, ReservationState
+from services.payment.group import Asked
 from services.payment.handlers.payments import Ledger, refusal_message
 from services.payment.handlers.request import once
 from services.rpc import errors, validation
@@ -87,8 +87,16 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
     async def SettleOffline(
         self, request: pb.SettleOfflineRequest, context: Context
     ) -> pb.SettleOfflineResponse:
-        results = await asyncio.gather(*map(self._settle, request.items))
-        return pb.SettleOfflineResponse(results=results)
+        # A command of each item, or why it is none.
+        read = [self._read(item) for item in request.items]
+        asked = [each for each in read if isinstance(each, Asked)]
+        answers = iter(await self._ledger.owners.submit_all(asked))
+        return pb.SettleOfflineResponse(
+            results=[
+                _result(item, next(answers) if isinstance(each, Asked) else each)
+                for item, each in zip(request.items, read, strict=True)
+            ]
+        )
 
     async def ReleaseReservations(
         self, request: pb.ReleaseReservationsRequest, context: Context
@@ -96,31 +104,23 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         async with sql.reading(self._ledger.engine) as connection:
             reservation_ids = [names.last_id(name) for name in request.names]
             payers = await store.wallets_behind(connection, reservation_ids)
-        results = await asyncio.gather(*(self._release(name, payers) for name in request.names))
-        return pb.ReleaseReservationsResponse(results=results)
-
-    async def _settle(self, item: pb.OfflinePayment) -> pb.OfflineResult:
-        try:
-            return await self._settled(item)
-        except Exception as error:
-            # Whatever is wrong with one, its neighbours are answered.
-            refusal = errors.refusal_for(error)
-            if refusal is None:
-                log.exception("item is stuck", extra={"payment": item.payment})
-                refusal = access_refusals.internal(telemetry.trace_id())
-            return pb.OfflineResult(refusal=refusal_message(refusal))
-
-    async def _settled(self, item: pb.OfflinePayment) -> pb.OfflineResult:
-        if problems := validation.violations(item):
-            raise access_refusals.fields_invalid(problems)
-        command = self._command(item)
-        facts = _facts(command, item)
-        outcome = await self._ledger.owners.submit(command, (command.vendor_id,), facts)
-        assert isinstance(outcome, SettledOffline)
-        return pb.OfflineResult(
-            payment=wire.payment_message(outcome.payment),
-            returned=wire.money(outcome.returned, item.amount.currency_code),
+        known = [name for name in request.names if names.last_id(name) in payers]
+        answers = await self._ledger.owners.submit_all(
+            [Asked(self._release(name, payers)) for name in known]
         )
+        released = dict(zip(known, answers, strict=True))
+        return pb.ReleaseReservationsResponse(
+            results=[_released(name, released.get(name)) for name in request.names]
+        )
+
+    def _read(self, item: pb.OfflinePayment) -> Asked | Exception:
+        try:
+            if problems := validation.violations(item):
+                return access_refusals.fields_invalid(problems)
+            command = self._command(item)
+            return Asked(command, _facts(command, item), (command.vendor_id,))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one, its neighbours go on
+            return error
 
     def _command(self, item: pb.OfflinePayment) -> offline_commands.SettleOffline:
         return offline_commands.SettleOffline(
@@ -143,20 +143,42 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
             ),
         )
 
-    async def _release(self, name: str, payers: dict[UUID, WalletKey]) -> pb.ReleasedReservation:
+    def _release(
+        self, name: str, payers: dict[UUID, WalletKey]
+    ) -> offline_commands.ReleaseReservation:
         reservation_id = names.last_id(name)
-        payer = payers.get(reservation_id)
-        if payer is None:
-            return pb.ReleasedReservation(name=name, state=pb.ReleasedReservation.STATE_NOT_FOUND)
-        command = offline_commands.ReleaseReservation(reservation_id, self._ledger.new_id(), payer)
-        outcome = await self._ledger.owners.submit(command, ())
-        assert isinstance(outcome, Reservation)
-        payment = outcome.payment_id
-        return pb.ReleasedReservation(
-            name=name,
-            state=_RELEASED[outcome.state],
-            payment="" if payment is None else names.payment_name(payment),
+        return offline_commands.ReleaseReservation(
+            reservation_id, self._ledger.new_id(), payers[reservation_id]
         )
+
+
+def _result(item: pb.OfflinePayment, answer: Outcome | Exception) -> pb.OfflineResult:
+    if isinstance(answer, Exception):
+        refusal = errors.refusal_for(answer)
+        if refusal is None:
+            log.error("item is stuck", extra={"payment": item.payment}, exc_info=answer)
+            refusal = access_refusals.internal(telemetry.trace_id())
+        return pb.OfflineResult(refusal=refusal_message(refusal))
+    assert isinstance(answer, SettledOffline)
+    return pb.OfflineResult(
+        payment=wire.payment_message(answer.payment),
+        returned=wire.money(answer.returned, item.amount.currency_code),
+    )
+
+
+def _released(name: str, answer: Outcome | Exception) -> pb.ReleasedReservation:
+    """None is the answer for one that there is not."""
+    if isinstance(answer, Exception):
+        raise answer
+    if answer is None:
+        return pb.ReleasedReservation(name=name, state=pb.ReleasedReservation.STATE_NOT_FOUND)
+    assert isinstance(answer, Reservation)
+    payment = answer.payment_id
+    return pb.ReleasedReservation(
+        name=name,
+        state=_RELEASED[answer.state],
+        payment="" if payment is None else names.payment_name(payment),
+    )
 
 
 def _facts(
