@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 from uuid import UUID
 
 from hypothesis import given, settings
@@ -183,11 +183,7 @@ def states_follow_from_facts(book, states, facts):
 def asked(command):
     """(What makes a command happen once, what is asked by it); None where its effect says so itself."""
     if isinstance(command, SettleOffline):  # its payment is all that is kept of it
-        said = {
-            field.name: getattr(command, field.name)
-            for field in fields(command)
-            if field.name not in NOT_KEPT
-        }
+        said = {name: value for name, value in command._asdict().items() if name not in NOT_KEPT}
         return command.payment_id, said
     return command.request and (command.request.key, command.request.body_hash)
 

@@ -13,7 +13,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -229,7 +229,7 @@ class Group:
         risks = [DEGRADED] * len(asked) if answers is None else map(wire.risk, answers)
         for member, risk in zip(asked, risks, strict=True):
             assert isinstance(member.command, CreatePayment | SettlePending | SettleOffline)
-            member.command = replace(member.command, risk=risk)
+            member.command = member.command._replace(risk=risk)
 
     async def _commit(self, members: list[Member]) -> None:
         self._sizes.record(len(members))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -68,7 +67,7 @@ def outcome_of(row: Any, found: dict[UUID, Payment], moved: dict[UUID, Transfer]
         return Moved(wallet, transfer)
     refunded, update_micros = _REFUNDED.unpack(row.snapshot)
     updated = sql.instant(update_micros)
-    payment = replace(found[row.payment_id], refunded=refunded, update_time=updated)
+    payment = found[row.payment_id]._replace(refunded=refunded, update_time=updated)
     return (
         Resolved(payment) if row.transfer_id is None else Refunded(payment, moved[row.transfer_id])
     )

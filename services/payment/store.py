@@ -170,6 +170,13 @@ _FIND_REQUESTS = sa.select(requests).where(
     requests.c.request_key.in_(sa.bindparam("keys", expanding=True))
 )
 
+_FIND_PAYMENTS = sa.select(payments).where(
+    payments.c.payment_id.in_(sa.bindparam("ids", expanding=True))
+)
+_FIND_RESERVATIONS = sa.select(reservations).where(
+    reservations.c.reservation_id.in_(sa.bindparam("ids", expanding=True))
+)
+
 
 async def open_book(
     connection: AsyncConnection,
@@ -217,8 +224,8 @@ async def read_payments(
     connection: AsyncConnection, payment_ids: Iterable[UUID]
 ) -> dict[UUID, Payment]:
     """The payments there are of these."""
-    query = sa.select(payments).where(payments.c.payment_id.in_(list(payment_ids)))
-    return {row.payment_id: payment_of(row) for row in await connection.execute(query)}
+    rows = await connection.execute(_FIND_PAYMENTS, {"ids": list(payment_ids)})
+    return {row.payment_id: payment_of(row) for row in rows}
 
 
 async def read_reservations(
@@ -227,8 +234,8 @@ async def read_reservations(
     """The reservations there are of these."""
     if not reservation_ids:
         return {}
-    query = sa.select(reservations).where(reservations.c.reservation_id.in_(list(reservation_ids)))
-    return {row.reservation_id: reservation_of(row) for row in await connection.execute(query)}
+    rows = await connection.execute(_FIND_RESERVATIONS, {"ids": list(reservation_ids)})
+    return {row.reservation_id: reservation_of(row) for row in rows}
 
 
 async def wallets_behind(

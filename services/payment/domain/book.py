@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from services.payment.domain import refusals
@@ -93,8 +94,7 @@ class Answered:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class PaymentMoved:
+class PaymentMoved(NamedTuple):
     """A payment went from one state to another."""
 
     payment: Payment
@@ -210,8 +210,7 @@ class Book:
     ) -> Payment:
         """Take a payment to another state, with the transfers that go with it."""
         assert (payment.state, state) in MOVES
-        moved = replace(
-            payment,
+        moved = payment._replace(
             state=state,
             failure_reason=failure_reason,
             risk=payment.risk if risk is None else risk,
@@ -225,8 +224,7 @@ class Book:
 
     def refund(self, payment: Payment, transfer: Transfer, *, actor: str) -> Payment:
         """Give part of a payment back."""
-        refunded = replace(
-            payment,
+        refunded = payment._replace(
             refunded=payment.refunded + transfer.amount,
             update_time=transfer.create_time,
         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from services import names
@@ -68,8 +68,7 @@ class Command(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class CreatePayment:
+class CreatePayment(NamedTuple):
     """Pay a vendor online; or, not waiting, only put the payment on record.
 
     `risk` is what the fraud check said. Source of the order of checks: design, section 4.
@@ -146,8 +145,7 @@ class CreatePayment:
         return payment
 
 
-@dataclass(frozen=True, slots=True)
-class SettlePending:
+class SettlePending(NamedTuple):
     """Settle a payment that was put on record before. Settling it twice changes nothing."""
 
     payment_id: UUID

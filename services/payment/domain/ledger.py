@@ -91,8 +91,7 @@ class Account(NamedTuple):
     bucket: Bucket
 
 
-@dataclass(frozen=True, slots=True)
-class Transfer:
+class Transfer(NamedTuple):
     """Money from one account to another, in one currency. Never changed, never deleted."""
 
     transfer_id: UUID

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from services import names
@@ -26,6 +27,7 @@ from services.payment.domain.ledger import (
     Bucket,
     Purpose,
     Transfer,
+    Wallet,
     WalletKey,
 )
 from services.payment.domain.payment import (
@@ -112,8 +114,7 @@ class ReserveFunds:
         return outcome
 
 
-@dataclass(frozen=True, slots=True)
-class SettleOffline:
+class SettleOffline(NamedTuple):
     """Turn a reservation into a payment. `risk` is what the fraud check said, in event time.
 
     The payer has the goods already, so no verdict refuses it: the money goes to the vendor, or is held for a person.
@@ -173,8 +174,8 @@ class SettleOffline:
             if not self._asks_for(made):
                 raise refusals.payment_exists(names.payment_name(self.payment_id))
             return SettledOffline(made, reservation.amount - made.amount)
-        self._check(book, reservation)
-        risk = self._judged(vendor_active=book.ledger.wallets[self.vendor].active)
+        vendor = self._check(book, reservation)
+        risk = self._judged(vendor_active=vendor.active)
         payment = Payment(
             payment_id=self.payment_id,
             payer=self.payer,
@@ -206,11 +207,10 @@ class SettleOffline:
             State.FLAGGED if hold else State.SUCCESS,
             actor=PLATFORM,
             now=now,
-            transfers=self._transfers(reservation, hold=hold, now=now),
+            transfers=self._transfers(reservation, None if hold else vendor.key, now),
         )
         book.end_reservation(
-            replace(
-                reservation,
+            reservation._replace(
                 state=ReservationState.SETTLED,
                 payment_id=self.payment_id,
                 update_time=now,
@@ -236,7 +236,8 @@ class SettleOffline:
             and payment.reference == self.reference
         )
 
-    def _check(self, book: Book, reservation: Reservation) -> None:
+    def _check(self, book: Book, reservation: Reservation) -> Wallet:
+        """Whom to pay."""
         name = names.reservation_name(self.reservation_id)
         if reservation.state is ReservationState.SETTLED:
             assert reservation.payment_id is not None
@@ -253,8 +254,9 @@ class SettleOffline:
         vendor = book.ledger.wallets.get(self.vendor)
         if vendor is None or not vendor.is_vendor:
             raise refusals.vendor_not_found(names.user_name(self.vendor_id))
-        if book.ledger.room(Account(self.vendor, Bucket.ONLINE)) < self.amount.minor_units:
+        if book.ledger.room(Account(vendor.key, Bucket.ONLINE)) < self.amount.minor_units:
             raise refusals.balance_over_limit(balance_max(self.payer))
+        return vendor
 
     def _judged(self, *, vendor_active: bool) -> Risk:
         # What the fraud check said, and before it what else holds the money.
@@ -276,17 +278,16 @@ class SettleOffline:
         return risk.decision is Decision.ALLOW
 
     def _transfers(
-        self, reservation: Reservation, *, hold: bool, now: datetime
+        self, reservation: Reservation, vendor: WalletKey | None, now: datetime
     ) -> tuple[Transfer, ...]:
+        """To the vendor, or held where there is none; and what is left, back."""
         reserved = Account(self.payer, Bucket.RESERVED)
         spent = Transfer(
             transfer_id=self.transfer_id,
             debit=reserved,
-            credit=Account(self.payer, Bucket.HELD)
-            if hold
-            else Account(self.vendor, Bucket.ONLINE),
+            credit=Account(vendor, Bucket.ONLINE) if vendor else Account(self.payer, Bucket.HELD),
             amount=self.amount.minor_units,
-            purpose=Purpose.HOLD if hold else Purpose.PAYMENT,
+            purpose=Purpose.PAYMENT if vendor else Purpose.HOLD,
             payment_id=self.payment_id,
             reference=self.reference,
             create_time=now,
@@ -345,7 +346,7 @@ class ReleaseReservation:
         )
         book.ledger.post(transfer)
         book.facts.append(FundsMoved(self.payer, transfer, ACTOR))
-        released = replace(reservation, state=ReservationState.RELEASED, update_time=now)
+        released = reservation._replace(state=ReservationState.RELEASED, update_time=now)
         book.end_reservation(released)
         return released
 

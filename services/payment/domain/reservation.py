@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from services.payment.domain.ledger import WalletKey
@@ -18,8 +18,7 @@ class ReservationState(enum.IntEnum):
     RELEASED = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
+class Reservation(NamedTuple):
     """Minor units of a wallet's reserved balance.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 from uuid import UUID
@@ -123,15 +124,16 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
             return error
 
     def _command(self, item: pb.OfflinePayment) -> offline_commands.SettleOffline:
+        vendor_id, terminal_id, site_id = _till(item.vendor, item.terminal, item.site)
         return offline_commands.SettleOffline(
             payment_id=names.last_id(item.payment),
             transfer_id=self._ledger.new_id(),
             release_id=self._ledger.new_id(),
             reservation_id=names.last_id(item.reservation),
             payer=WalletKey(names.last_id(item.payer), item.amount.currency_code),
-            vendor_id=names.last_id(item.vendor),
-            terminal_id=names.last_id(item.terminal),
-            site_id=names.last_id(item.site) if item.site else None,
+            vendor_id=vendor_id,
+            terminal_id=terminal_id,
+            site_id=site_id,
             amount=Money(item.amount.minor_units, item.amount.currency_code),
             spend_time=wire.instant(item.occur_time),
             position=wire.position(item.position) if item.HasField("position") else None,
@@ -150,6 +152,16 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
         return offline_commands.ReleaseReservation(
             reservation_id, self._ledger.new_id(), payers[reservation_id]
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _till(vendor: str, terminal: str, site: str) -> tuple[UUID, UUID, UUID | None]:
+    """The ids in the names. Of few terminals at a time: a call brings what they took one after the other."""
+    return (
+        names.last_id(vendor),
+        names.last_id(terminal),
+        names.last_id(site) if site else None,
+    )
 
 
 def _result(item: pb.OfflinePayment, answer: Outcome | Exception) -> pb.OfflineResult:
