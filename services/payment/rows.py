@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +36,8 @@ _MOVED = struct.Struct(">5q")
 # What had been refunded once this refund, or this end of a review, was done; update time in microseconds.
 _REFUNDED = struct.Struct(">2q")
 _MICROSECOND = timedelta(microseconds=1)
+# Wallets of a few groups: each is in its own row, and in those of its reservations and payments.
+_RECENT = 2_048
 
 
 def wallet_id(key: WalletKey) -> bytes:
@@ -42,9 +45,10 @@ def wallet_id(key: WalletKey) -> bytes:
     return key.owner_id.bytes + key.currency_code.encode()
 
 
+@lru_cache(_RECENT)
 def wallet_key(stored: bytes) -> WalletKey:
     """Whose wallet 19 bytes are."""
-    return WalletKey(UUID(bytes=bytes(stored[:16])), stored[16:].decode())
+    return WalletKey(UUID(bytes=stored[:16]), stored[16:].decode())
 
 
 def outcome_of(row: Any, found: dict[UUID, Payment], moved: dict[UUID, Transfer]) -> Outcome:
