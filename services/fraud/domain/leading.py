@@ -21,7 +21,7 @@ from services.fraud.domain.variables import VARIABLES, Case, Value
 # Answers with what Python takes for true or false.
 Test = Callable[[Case], object]
 
-_TOKEN = re.compile(
+_SYMBOL = re.compile(
     r"""\s+|//[^\n]*|"[^"\\\n]*"|'[^'\\\n]*'|[A-Za-z_]\w*|(?:\d+\.\d+|\.\d+|\d+)(?:[eE][+-]?\d+)?"""
     r"""|&&|\|\||[<>=!]=|[-+*/%<>!?:.,()\[\]{}]""",
     re.ASCII,
@@ -70,35 +70,35 @@ class _Operand:
 
 
 def _conjunction(text: str) -> list[list[str]]:
-    """The tokens between each `&&` and the next; no part when the expression is none of that kind."""
-    tokens = _TOKEN.findall(text)
-    if "".join(tokens) != text or any(quotes in text for quotes in _LONG_QUOTES):
+    """The symbols between each `&&` and the next; no part when the expression is none of that kind."""
+    symbols = _SYMBOL.findall(text)
+    if "".join(symbols) != text or any(quotes in text for quotes in _LONG_QUOTES):
         return []
     parts: list[list[str]] = [[]]
     depth = 0
-    for token in tokens:
-        depth += (token in _OPENING) - (token in _CLOSING)
-        if depth == 0 and token in {"||", "?"}:
+    for symbol in symbols:
+        depth += (symbol in _OPENING) - (symbol in _CLOSING)
+        if depth == 0 and symbol in {"||", "?"}:
             return []
-        if depth == 0 and token == "&&":
+        if depth == 0 and symbol == "&&":
             parts.append([])
-        elif not token.isspace() and not token.startswith("//"):
-            parts[-1].append(token)
+        elif not symbol.isspace() and not symbol.startswith("//"):
+            parts[-1].append(symbol)
     return parts
 
 
-def _test(tokens: Sequence[str]) -> Test | None:
-    place = next((at for at, token in enumerate(tokens) if token in _COMPARISONS), None)
+def _test(symbols: Sequence[str]) -> Test | None:
+    place = next((at for at, symbol in enumerate(symbols) if symbol in _COMPARISONS), None)
     if place is None:
-        return _flag(tokens)
-    left, right = _operand(tokens[:place]), _operand(tokens[place + 1 :])
+        return _flag(symbols)
+    left, right = _operand(symbols[:place]), _operand(symbols[place + 1 :])
     if left is None or right is None or left.type != right.type:
         return None
-    return _comparison(_COMPARISONS[tokens[place]], left, right)
+    return _comparison(_COMPARISONS[symbols[place]], left, right)
 
 
-def _flag(tokens: Sequence[str]) -> Test | None:
-    match tokens:
+def _flag(symbols: Sequence[str]) -> Test | None:
+    match symbols:
         case ["!", name] if name in VARIABLES:
             read = VARIABLES[name].read
             return lambda case: not read(case)
@@ -114,17 +114,17 @@ def _comparison(compare: Callable[[Any, Any], bool], left: _Operand, right: _Ope
     return lambda case: compare(read(case), literal)
 
 
-def _operand(tokens: Sequence[str]) -> _Operand | None:
-    """The value of some tokens; None when they are anything but variables, literals and doubles computed."""
+def _operand(symbols: Sequence[str]) -> _Operand | None:
+    """The value of some symbols; None when they are anything but variables, literals and doubles computed."""
     for computed in _ARITHMETIC:
-        for place in range(len(tokens) - 1, 0, -1):
+        for place in range(len(symbols) - 1, 0, -1):
             # Behind another sign it is a number's own.
-            if tokens[place] in computed and tokens[place - 1] not in _SIGNS:
-                left, right = _operand(tokens[:place]), _operand(tokens[place + 1 :])
+            if symbols[place] in computed and symbols[place - 1] not in _SIGNS:
+                left, right = _operand(symbols[:place]), _operand(symbols[place + 1 :])
                 if left is None or right is None or not left.type == right.type == "double":
                     return None
-                return _computation(computed[tokens[place]], left.read, right.read)
-    return _atom(tokens)
+                return _computation(computed[symbols[place]], left.read, right.read)
+    return _atom(symbols)
 
 
 def _computation(
@@ -133,29 +133,29 @@ def _computation(
     return _Operand("double", lambda case: compute(left(case), right(case)))
 
 
-def _atom(tokens: Sequence[str]) -> _Operand | None:
-    match tokens:
+def _atom(symbols: Sequence[str]) -> _Operand | None:
+    match symbols:
         case ["double", "(", name, ")"]:
             whole = VARIABLES.get(name)
             if whole is None or whole.type != "int":
                 return None
             return _Operand("double", lambda case: float(whole.read(case)))
-        case ["-", token] if token[0].isdigit():
-            return _number(f"-{token}")
-        case [token] if token[0] in "\"'":
-            return _literal("string", token[1:-1])
-        case [token] if token[0].isdigit():
-            return _number(token)
-        case [token] if token in VARIABLES:
-            variable = VARIABLES[token]
+        case ["-", symbol] if symbol[0].isdigit():
+            return _number(f"-{symbol}")
+        case [symbol] if symbol[0] in "\"'":
+            return _literal("string", symbol[1:-1])
+        case [symbol] if symbol[0].isdigit():
+            return _number(symbol)
+        case [symbol] if symbol in VARIABLES:
+            variable = VARIABLES[symbol]
             return _Operand(variable.type, variable.read)
     return None
 
 
-def _number(token: str) -> _Operand:
-    if token.removeprefix("-").isdigit():
-        return _literal("int", int(token))
-    return _literal("double", float(token))
+def _number(symbol: str) -> _Operand:
+    if symbol.removeprefix("-").isdigit():
+        return _literal("int", int(symbol))
+    return _literal("double", float(symbol))
 
 
 def _literal(kind: str, value: Value) -> _Operand:
