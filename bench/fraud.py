@@ -23,7 +23,7 @@ from uuid_utils.compat import uuid7
 from cli import valkey
 from services import sql, streams
 from services.event_log import Relay
-from services.fraud import store, wire
+from services.fraud import store
 from services.fraud.assessor import Assessor, Judged
 from services.fraud.domain.assessment import Decision, Limits, Site
 from services.fraud.domain.guard import Guard
@@ -180,8 +180,7 @@ async def _call(assessor: Assessor, world: _World, request: bytes) -> list[Judge
     payments = list(asked.payments)
     problems = [violations(payment) for payment in payments]
     judged = await assessor.assess(payments, problems, world.sites.__getitem__)
-    answer = [wire.answer(each.payment.payment, each.assessment) for each in judged]
-    pb.AssessPaymentsResponse(assessments=answer).SerializeToString()
+    pb.AssessPaymentsResponse(assessments=[each.answer for each in judged]).SerializeToString()
     return judged
 
 

@@ -43,6 +43,7 @@ class Judged:
     Attributes:
         payment: As it was asked.
         assessment: What was said.
+        answer: The same, as callers see it.
         case: What it was judged on; None when its facts break the contract.
         model_version: Which model; empty without one.
         rules_revision: Which rules.
@@ -50,6 +51,7 @@ class Judged:
 
     payment: pb.PaymentFacts
     assessment: Assessment
+    answer: pb.Assessment
     case: Case | None
     model_version: str
     rules_revision: int
@@ -113,7 +115,7 @@ class Assessor:
         ]
         possible = [at for at, each in enumerate(measured) if each and not each.problem]
         observed = [
-            wire.observation(payments[at], measures.away_meters, now=now)
+            wire.observation(payments[at], facts[at], measures.away_meters, now=now)
             for at in possible
             if (measures := measured[at])
         ]
@@ -162,7 +164,8 @@ class Assessor:
                 found = not_assessable([f"{field}: {what}" for field, what in problem])
             else:
                 found = book.judge(case, self._guard)
-            judged.append(Judged(payment, found, case, version, book.revision))
+            answer = wire.answer(payment.payment, found)
+            judged.append(Judged(payment, found, answer, case, version, book.revision))
         return judged
 
     async def settle_now(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from math import isnan
+from math import isnan, nan
 
 import numpy as np
 
@@ -52,19 +52,21 @@ def facts(payment: pb.PaymentFacts) -> Facts:
     )
 
 
-def observation(payment: pb.PaymentFacts, away_meters: float | None, *, now: float) -> Observation:
+def observation(
+    payment: pb.PaymentFacts, said: Facts, away_meters: float | None, *, now: float
+) -> Observation:
     """The same, for counters and profiles.
 
     Args:
         payment: Possible, as `measures.problem` is empty.
+        said: What `facts` made of it.
         away_meters: From the vendor's site.
         now: Seconds since 1970: when it happened, where it does not say.
     """
-    position = None
-    if payment.HasField("position"):
-        said = payment.position
+    position, place = None, said.position
+    if place is not None:
         position = ObservedPosition(
-            said.latitude, said.longitude, said.accuracy_meters, said.mocked
+            place.latitude, place.longitude, place.accuracy_meters, place.mocked
         )
     occurred = now
     if payment.HasField("occur_time"):
@@ -74,13 +76,13 @@ def observation(payment: pb.PaymentFacts, away_meters: float | None, *, now: flo
         age = payment.code_age.seconds + payment.code_age.nanos / 1e9
     return Observation(
         payment=payment.payment,
-        payer=payment.payer,
-        vendor=payment.vendor,
-        amount=payment.amount.minor_units,
+        payer=said.payer,
+        vendor=said.vendor,
+        amount=said.amount.minor_units,
         occur_time=occurred,
         position=position,
         site_distance_meters=away_meters,
-        device=payment.device,
+        device=said.device,
         offline=payment.offline,
         code_age_seconds=age,
     )
@@ -134,12 +136,13 @@ def incidents_message(known: Incidents) -> pb.CodeIncidents:
 def pack(measures: Measures, features: Sequence[float]) -> bytes:
     """What a payment was judged on, to be kept."""
     away, beyond = measures.away_meters, measures.beyond_meters
-    head = _MEASURES.pack(
+    return struct.pack(
+        f"{_MEASURES.format}{len(features)}f",
         measures.site_known,
-        float("nan") if away is None else away,
-        float("nan") if beyond is None else beyond,
+        nan if away is None else away,
+        nan if beyond is None else beyond,
+        *features,
     )
-    return head + np.array(features, "<f4").tobytes()
 
 
 def unpack_features(kept: bytes) -> list[float]:

@@ -86,9 +86,7 @@ class FraudHandlers(fraud_service_pb2_grpc.FraudServiceServicer):
         await self._learn(vendors, context.time_remaining())
         judged = await self._desk.assessor.assess(payments, problems, self._desk.index.find)
         self._desk.recorder.take(judged)
-        return pb.AssessPaymentsResponse(
-            assessments=[wire.answer(each.payment.payment, each.assessment) for each in judged]
-        )
+        return pb.AssessPaymentsResponse(assessments=[each.answer for each in judged])
 
     async def GetAssessment(
         self, request: pb.GetAssessmentRequest, context: Context
