@@ -26,6 +26,7 @@ from services.fraud.store.assessments import Stored, StoredAlert
 from services.fraud.store.offline_risks import Change
 from tallystick.event.v1 import event_pb2
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
+from tallystick.user.v1 import user_pb2
 
 log = logging.getLogger(__name__)
 
@@ -222,6 +223,7 @@ def _row(payment_id: UUID, each: Judged, time: datetime) -> Stored:
         history_known=case is not None and case.history_known,
         features_version=FEATURES_VERSION if case is not None and case.features else "",
         model_silent=assessment.model_silent,
+        payer_tier=user_pb2.User.TIER_UNSPECIFIED if case is None else wire.TIERS[case.tier],
     )
     record.create_time.FromDatetime(time)
     if case is not None and case.incidents != NO_INCIDENTS:
