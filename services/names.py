@@ -31,6 +31,7 @@ def reservation_name(reservation_id: UUID) -> str:
     return f"reservations/{reservation_id}"
 
 
+@lru_cache(_RECENT)
 def terminal_name(vendor_id: UUID, terminal_id: UUID) -> str:
     """`users/{uuid}/terminals/{uuid}`."""
     return f"users/{vendor_id}/terminals/{terminal_id}"
@@ -42,6 +43,7 @@ def wallet_name(user_id: UUID, currency_code: str) -> str:
     return f"users/{user_id}/wallets/{currency_code}"
 
 
+@lru_cache(_RECENT)
 def site_name(user_id: UUID, site_id: UUID) -> str:
     """`users/{uuid}/sites/{uuid}`."""
     return f"users/{user_id}/sites/{site_id}"

@@ -15,8 +15,12 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
+from collections.abc import (
+    Set as AbstractSet,
+)
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cached_property
 from typing import Any
 
 from redis.asyncio import Connection, Redis, SSLConnection
@@ -40,12 +44,17 @@ _CLAIM_EVERY_SECONDS = 10.0
 _CURSOR = re.compile("[0-9]{1,20}-[0-9]{1,20}")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Entry:
     """What one entry of a stream holds: some of the events of one transaction, in order."""
 
     entry_id: str
     events: Sequence[event_pb2.Event]
+
+    @cached_property
+    def subjects(self) -> frozenset[str]:
+        """What its events are about."""
+        return frozenset(event.subject for event in self.events)
 
     def behind(self, cursor: str) -> Iterator[tuple[str, event_pb2.Event]]:
         """Its events, each with the cursor to resume behind it.
@@ -220,16 +229,22 @@ class Feed:
                     if wanted(event):
                         yield position, event
 
-    async def watch_together(
-        self, cursor: str, wanted: Callable[[event_pb2.Event], bool]
+    async def watch_subjects(
+        self, cursor: str, subjects: AbstractSet[str]
     ) -> AsyncIterator[tuple[str, list[event_pb2.Event]]]:
-        """As `watch`; wanted events that came in one entry come in one list, and the first list is empty."""
+        """As `watch`, for events about some subjects. Those of one entry come in one list; the first list is empty.
+
+        With twenty watchers, nineteen of twenty events are somebody else's: most entries are passed over whole.
+        """
         async with contextlib.aclosing(self._follow(cursor)) as entries:
             async for before, entry in entries:
                 if entry is None:
                     yield before, []
-                elif found := [event for event in entry.events if wanted(event)]:
-                    yield entry.entry_id, found
+                elif not subjects.isdisjoint(entry.subjects):
+                    yield (
+                        entry.entry_id,
+                        [each for each in entry.events if each.subject in subjects],
+                    )
 
     async def _follow(self, cursor: str) -> AsyncGenerator[tuple[str, _Entry | None], None]:
         """Where the stream stands; then every entry, with the cursor before it."""

@@ -220,7 +220,7 @@ async def test_another_replica_goes_on_when_the_lease_has_run_out(market, monkey
         crashing(monkeypatch, where._results if answered else where, method)
         batch = (await terminal.submit(terminal.sale(issued))).batch
         # Who received it does nothing with it.
-        market.clock.advance(deciding.HANDED_OVER)
+        market.clock.advance(deciding.LEASE)
         await eventually(lambda: died(doomed))
 
         # Nobody takes it while the lease lasts.
@@ -232,6 +232,25 @@ async def test_another_replica_goes_on_when_the_lease_has_run_out(market, monkey
         assert (await terminal.get(batch)).items[0].state == SETTLED
         assert await terminal.vendor.online() == 10_00
         forget(doomed)
+        forget(other)
+    forget(market.first)
+
+
+async def test_what_waited_in_memory_beyond_its_lease_is_left_to_others(market):
+    payer = await market.a_payer()
+    (issued,) = await payer.issue(10_00)
+    async with market.replica() as other:
+        terminal = await market.a_terminal()
+        await stop_settling(market.first)
+        batch = (await terminal.submit(terminal.sale(issued))).batch
+        assert (await terminal.get(batch)).items[0].state == RECEIVED
+
+        market.clock.advance(deciding.LEASE)
+        await terminal.results(batch)
+        await market.first.server.settling.settle_handed()
+
+        assert len(market.line.asked["SettleOffline"]) == 1
+        assert await terminal.vendor.online() == 10_00
         forget(other)
     forget(market.first)
 
@@ -261,20 +280,20 @@ def task_failed(task):
     return not (isinstance(error, ExceptionGroup) and error.subgroup(Crash))
 
 
-async def test_settling_that_broke_off_before_the_codes_were_spent_changed_nothing(
+async def test_an_upload_that_broke_off_as_its_codes_were_spent_changed_nothing(
     market, monkeypatch
 ):
     payer, terminal = await market.a_payer(), await market.a_terminal()
     (issued,) = await payer.issue(10_00)
-    real = deciding.Deciding._spend
+    real = deciding.code_store.insert_spends
     failures = iter([True])
 
-    async def fails_once(self, connection, group, now):
-        await real(self, connection, group, now)
+    async def fails_once(connection, spent):
+        await real(connection, spent)
         if next(failures, False):
             raise ConnectionError
 
-    monkeypatch.setattr(deciding.Deciding, "_spend", fails_once)
+    monkeypatch.setattr(deciding.code_store, "insert_spends", fails_once)
 
     item = await terminal.sell(issued)
 

@@ -142,17 +142,19 @@ async def test_an_item_that_arrived_in_time_keeps_its_code_from_the_sweeper(mark
     release_time = issued.code.release_time.ToDatetime(market.clock().tzinfo)
     market.clock.advance(release_time - market.clock() - timedelta(seconds=30))
     decide = market.first.server.settling._deciding.decide
-    waiting = asyncio.Event()
+    mended = asyncio.Event()
 
-    async def slow(connection, limit, handed):
-        # Items that are forgotten in memory are found on record.
-        return await decide(connection, limit) if waiting.is_set() else ([], 0)
+    async def broken(connection, entries, now):
+        if not mended.is_set():
+            raise ZeroDivisionError
+        return await decide(connection, entries, now)
 
-    market.first.server.settling._deciding.decide = slow
+    market.first.server.settling._deciding.decide = broken
     batch = (await terminal.submit(sale)).batch
     market.clock.advance(timedelta(hours=5))
     await market.release()
-    waiting.set()
+    mended.set()
+    market.clock.advance(timedelta(hours=1))
 
     (item,) = await terminal.results(batch)
     assert item.state == SETTLED

@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import grpc
 import pytest
+import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from uuid_utils.compat import uuid7
 
@@ -324,6 +325,40 @@ async def test_another_entrys_item_id_is_refused(market):
         assert answer.entries[0].detail == "sale.item_id: another entry has it"
         assert answer.entries[0].item == ""
     assert [item.state for item in await terminal.results(first.batch)] == [SETTLED]
+
+
+async def test_a_journal_full_of_holes_arrives_whole_and_is_filled_later(market):
+    terminal = await market.a_terminal()
+    chain = [terminal.entry({"guesses": {}}) for _ in range(1_000)]
+
+    # 334 runs of one number, and the numbers before them.
+    holed = await terminal.submit(*chain[::3])
+    rest = [entry for place, entry in enumerate(chain) if place % 3]
+    filled = [await terminal.submit(*part) for part in (rest[:333], rest[300:])]
+
+    receipts = [signed.verify_receipt(each.receipt, keys_of(terminal)) for each in filled]
+    assert len(signed.verify_receipt(holed.receipt, keys_of(terminal)).sequences) == 334
+    assert [len(receipt.sequences) for receipt in receipts] == [333, 366]
+    assert {result.refusal for each in (holed, *filled) for result in each.entries} == {0}
+    head = await terminal.sync.GetJournalHead(pb.GetJournalHeadRequest())
+    assert (head.sequence, head.hash) == (1_000, signed.entry_hash(chain[-1].content))
+    async with market.engine.connect() as connection:
+        stored = (await connection.execute(sa.select(tables.entries.c.sequence))).scalars().all()
+    assert sorted(stored) == list(range(1, 1_001))
+
+
+async def test_what_needs_no_payment_is_answered_with_the_upload(market):
+    payer, terminal = await market.a_payer(), await market.a_terminal()
+    (issued,) = await payer.issue(10_00)
+    market.line.cut = True
+
+    answer = await terminal.submit(terminal.sale(issued), terminal.sale("0" * 16, 1_00))
+    first = await anext(aiter(terminal.sync.WatchBatch(watch(answer.batch))))
+
+    batch = answer.batch
+    assert (batch.received_count, batch.refused_count, batch.state) == (1, 1, batch.STATE_SETTLING)
+    assert [item.reason for item in first.items] == [Reason.REASON_UNKNOWN_CODE]
+    market.line.cut = False
 
 
 async def test_an_import_is_no_sale(market):

@@ -7,6 +7,7 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -122,6 +123,38 @@ def test_an_entry_is_what_its_terminal_signed():
     forged = journal_pb2.SignedEntry(content=nonsense, signature=TERMINAL.sign(b"TSJ1" + nonsense))
     with pytest.raises(signed.Unreadable):
         signed.verify_entry(forged, key)
+
+
+@given(st.binary(min_size=32, max_size=32), st.binary(max_size=300), st.integers(0, 64 * 8))
+def test_signatures_are_checked_as_other_implementations_check_them(seed, content, flipped):
+    signer = Ed25519PrivateKey.from_private_bytes(seed)
+    message = b"TSJ1" + content
+    signature = bytearray(signer.sign(message))
+    if flipped < 64 * 8:  # else it stays as it was signed
+        signature[flipped // 8] ^= 1 << flipped % 8
+    try:
+        signer.public_key().verify(bytes(signature), message)
+        elsewhere = True
+    except InvalidSignature:
+        elsewhere = False
+    travelling = journal_pb2.SignedEntry(content=content, signature=bytes(signature))
+    try:
+        signed.verify_entry(travelling, signer.public_key().public_bytes_raw())
+        here = True
+    except signed.SignatureWrong:
+        here = False
+    except signed.Unreadable:  # signed well, and no entry
+        here = True
+
+    assert here is elsewhere is (flipped == 64 * 8)
+
+
+@pytest.mark.parametrize("length", [0, 1, 63, 65, 128])
+def test_a_signature_of_another_length_is_none(length):
+    travelling = journal_pb2.SignedEntry(content=b"", signature=bytes(length))
+
+    with pytest.raises(signed.SignatureWrong):
+        signed.verify_entry(travelling, TERMINAL.public_key().public_bytes_raw())
 
 
 def test_a_message_of_one_kind_cannot_be_passed_off_as_another():

@@ -29,9 +29,7 @@ from services.offline.store import terminals as terminal_store
 from tallystick.event.v1 import event_pb2
 
 # Longer than payment is given to answer: then its replica is taken for dead, and another one asks again.
-LEASE = timedelta(seconds=30)
-# New items are handed over in memory. So long nobody else looks for them on record.
-HANDED_OVER = timedelta(seconds=5)
+LEASE = timedelta(seconds=12)
 _SUSPENDED = Mark(Level.SUSPENDED, "One of your codes was spent at two vendors.")
 
 
@@ -40,22 +38,22 @@ class _Group:
     """What one transaction decides of a group of items.
 
     Attributes:
-        spent: Codes and the entries that spend them.
-        verdicts: Of every item, by entry.
-        doubles: Double spends that were found.
+        decided: Every item with its result.
+        spent: Codes, and those of the items that spend them.
+        doubles: Double spends that were found, with the item that was first and the one that is too late.
         suspended: Owners whose codes two vendors took.
         strikes: Vendors whose own terminals took a code twice, and how often.
     """
 
+    decided: list[Entry] = field(default_factory=list)
     spent: list[tuple[Code, Entry]] = field(default_factory=list)
-    verdicts: dict[UUID, Verdict] = field(default_factory=dict)
-    doubles: list[DoubleSpend] = field(default_factory=list)
+    doubles: list[tuple[DoubleSpend, Entry, Entry]] = field(default_factory=list)
     suspended: set[UUID] = field(default_factory=set)
     strikes: Counter[UUID] = field(default_factory=Counter)
 
 
 class Deciding:
-    """Claims items, decides them and spends their codes, a group in a transaction.
+    """Decides items and spends their codes, a group in a transaction.
 
     Args:
         recorder: Transactions.
@@ -67,45 +65,31 @@ class Deciding:
         self._rights = rights
 
     async def decide(
-        self, connection: AsyncConnection, limit: int, handed: Sequence[Entry] = ()
-    ) -> tuple[list[Entry], int]:
-        """Claim and decide; answers the items payment is to be asked about, and how many there were in all.
+        self, connection: AsyncConnection, entries: Sequence[Entry], now: datetime
+    ) -> list[Entry]:
+        """Decide items; answers them with their results, which the caller is to put on record in the same transaction.
+
+        An item is REFUSED then; or still RECEIVED, its code spent, and payment to be asked.
 
         Args:
             connection: In a transaction.
-            limit: How many to claim at most.
-            handed: Items to claim, as they were put on record; none to look for those that wait.
+            entries: Items without a result, in the order they are to have their turn.
+            now: UTC.
         """
-        now = self._recorder.now()
-        if handed:
-            left = await store.lock_work(connection, [entry.entry_id for entry in handed])
-            entries = [entry for entry in handed if left[entry.entry_id][0] is Work.DECIDE]
-        else:
-            entries = await store.claim_undecided(connection, now=now, limit=limit)
-        if not entries:
-            return [], len(handed)
         group = await self._judge(connection, entries, now)
-        await self._spend(connection, group, now)
+        if group.spent:
+            code_ids = [code.code_id for code, _ in group.spent]
+            await code_store.set_state(connection, code_ids, CodeState.SPENT, now=now)
+            await code_store.insert_spends(connection, group.spent)
         circumstances = Circumstances(PLATFORM, now)
-        refused = [
-            (entry_id, verdict)
-            for entry_id, verdict in group.verdicts.items()
-            if verdict.state is State.REFUSED
-        ]
-        await store.set_verdicts(
-            connection, refused, work=Work.NOTHING, due_time=now, decide_time=now
-        )
-        by_id = {entry.entry_id: entry for entry in entries}
         facts = [
-            events.item_decided(self._recorder.new_id(), circumstances, by_id[entry_id], verdict)
-            for entry_id, verdict in refused
+            events.item_decided(self._recorder.new_id(), circumstances, entry, entry.verdict)
+            for entry in group.decided
+            if entry.state is State.REFUSED
         ]
-        await self._accuse(connection, group, by_id, circumstances, facts)
+        await self._accuse(connection, group, circumstances, facts)
         await self._recorder.record(connection, facts)
-        spending = [
-            _spending(entry, code, group.verdicts[entry.entry_id]) for code, entry in group.spent
-        ]
-        return spending, len(entries)
+        return group.decided
 
     async def _judge(
         self, connection: AsyncConnection, entries: Sequence[Entry], now: datetime
@@ -127,15 +111,19 @@ class Deciding:
                 # Perhaps by an item of this very group.
                 code = replace(code, state=CodeState.SPENT)
             verdict = self._verdict(entry, code, first, terminals, active)
-            group.verdicts[entry.entry_id] = verdict
             if verdict.state is State.RECEIVED:
                 assert code is not None
-                group.spent.append((code, entry))
-                spenders[code.code_id] = entry
-            elif verdict.reason is Reason.DUPLICATE_CODE:
+                spending = _spending(entry, code, verdict)
+                group.decided.append(spending)
+                group.spent.append((code, spending))
+                spenders[code.code_id] = spending
+                continue
+            refused = replace(rules.decided(entry, verdict, now=now), work=Work.NOTHING)
+            group.decided.append(refused)
+            if verdict.reason is Reason.DUPLICATE_CODE:
                 assert code is not None
                 assert first is not None
-                self._found_twice(group, code, first, entry, now)
+                self._found_twice(group, code, first, refused, now)
         return group
 
     def _verdict(
@@ -159,47 +147,30 @@ class Deciding:
     def _found_twice(
         self, group: _Group, code: Code, first: Entry, second: Entry, now: datetime
     ) -> None:
-        group.doubles.append(
-            double_spends.found(
-                code, first, second, double_spend_id=self._recorder.new_id(), now=now
-            )
+        found = double_spends.found(
+            code, first, second, double_spend_id=self._recorder.new_id(), now=now
         )
+        group.doubles.append((found, first, second))
         if first.vendor_id == second.vendor_id:
             group.strikes[second.vendor_id] += 1
         else:
             group.suspended.add(code.owner_id)
 
-    async def _spend(self, connection: AsyncConnection, group: _Group, now: datetime) -> None:
-        if not group.spent:
-            return
-        code_ids = [code.code_id for code, _ in group.spent]
-        await code_store.set_state(connection, code_ids, CodeState.SPENT, now=now)
-        await code_store.insert_spends(connection, group.spent)
-        paid = [(entry.entry_id, group.verdicts[entry.entry_id]) for _, entry in group.spent]
-        await store.set_verdicts(
-            connection, paid, work=Work.SETTLE, due_time=now + LEASE, decide_time=None
-        )
-
     async def _accuse(
         self,
         connection: AsyncConnection,
         group: _Group,
-        entries: Mapping[UUID, Entry],
         circumstances: Circumstances,
         facts: list[event_pb2.Event],
     ) -> None:
         """Record double spends, and what they do to their payers and vendors."""
         if not group.doubles:
             return
-        await double_spend_store.insert_double_spends(connection, group.doubles)
-        firsts = await store.find_entries(
-            connection, {found.first_entry for found in group.doubles}
+        await double_spend_store.insert_double_spends(
+            connection, [found for found, _, _ in group.doubles]
         )
-        known = {entry.entry_id: entry for entry in firsts}
-        for found in group.doubles:
-            verdict = group.verdicts[found.second_entry]
-            second = rules.decided(entries[found.second_entry], verdict, now=circumstances.time)
-            message = wire.double_spend_message(found, known[found.first_entry], second)
+        for found, first, second in group.doubles:
+            message = wire.double_spend_message(found, first, second)
             facts.append(events.double_spend_found(self._recorder.new_id(), circumstances, message))
         for vendor_id, times in sorted(group.strikes.items()):
             await terminal_store.strike(connection, vendor_id, times)

@@ -90,9 +90,9 @@ def item_decided(
     event_id: UUID, circumstances: Circumstances, entry: Entry, verdict: Verdict
 ) -> event_pb2.Event:
     """An item has its result, from now on."""
-    assert entry.item_id is not None
-    event = _event(event_id, circumstances, names.item_name(entry.item_id), entry.vendor_id)
-    event.item_decided.item.CopyFrom(wire.decided_item(entry, verdict, circumstances.time))
+    item = wire.decided_item(entry, verdict, circumstances.time)
+    event = _event(event_id, circumstances, item.name, entry.vendor_id)
+    event.item_decided.item.CopyFrom(item)
     return event
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -13,9 +15,9 @@ from uuid import UUID
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from protocol import signed
-from services import names, telemetry
+from services import names, sql, telemetry
 from services.offline import events, wire
-from services.offline.deciding import HANDED_OVER
+from services.offline.deciding import LEASE, Deciding
 from services.offline.domain import journal, refusals
 from services.offline.domain.item import Entry, Reason, State, Work
 from services.offline.domain.journal import Placed, Reception
@@ -28,9 +30,12 @@ from services.offline.recorder import Recorder
 from services.offline.store import journals as store
 from services.offline.store import terminals as terminal_store
 from services.offline.store.journals import Batch
+from services.refusal import Refusal
 from tallystick.offline.v1 import offline_pb2
 from tallystick.offline.v1 import terminal_sync_service_pb2 as pb
 from tallystick.offline.v1.journal_pb2 import SignedEntry
+
+log = logging.getLogger(__name__)
 
 _RETRY_FULL = timedelta(seconds=5)
 # The backlog is counted at most this often; between two counts it grows by what this process takes.
@@ -75,41 +80,44 @@ class _Recorded:
     Attributes:
         batch: What it became.
         message: As it stands, or stood when it was put on record.
-        new: Its items that were not on record before.
+        to_settle: Its new items that payment is to be asked about.
     """
 
     batch: Batch
     message: offline_pb2.Batch
-    new: list[Entry]
+    to_settle: Sequence[Entry]
 
 
 class Intake:
-    """Puts uploads on record.
+    """Puts uploads on record, each new item with what is decided of it at once.
 
     Args:
         recorder: Transactions.
+        deciding: Decides.
         keys: What entries are checked and sealed with.
         terms: The deployment's.
         executor: Threads to check signatures in.
-        received: Called after every commit with the items that are new.
+        decided: Called after every commit with the items that payment is to be asked about.
         backlog_max: Items that may wait to be settled.
     """
 
     def __init__(
         self,
         recorder: Recorder,
+        deciding: Deciding,
         keys: KeyRing,
         terms: Terms,
         executor: Executor,
         *,
-        received: Callable[[Sequence[Entry]], None],
+        decided: Callable[[Sequence[Entry]], None],
         backlog_max: int,
     ) -> None:
         self._recorder = recorder
+        self._deciding = deciding
         self._keys = keys
         self._terms = terms
         self._executor = executor
-        self._received = received
+        self._decided = decided
         self._backlog_max = backlog_max
         self._backlog = 0
         self._count_time: datetime | None = None
@@ -121,8 +129,19 @@ class Intake:
             Refusal: request_id_reused, queue_full, in this order.
         """
         read = await self._read(upload)
-        recorded = await self._recorder.change(lambda c: self._record(c, upload, read))
-        self._received(recorded.new)
+        try:
+            recorded = await self._recorder.change(
+                lambda c: self._record(c, upload, read, decide=True)
+            )
+        except Exception as error:
+            if isinstance(error, Refusal) or sql.is_lost(error) or sql.is_conflict(error):
+                raise
+            # Something in an item breaks a statement: on record it holds up only itself.
+            log.exception("items are decided later", extra={"terminal": upload.terminal.name})
+            recorded = await self._recorder.change(
+                lambda c: self._record(c, upload, read, decide=False)
+            )
+        self._decided(recorded.to_settle)
         answer = pb.SubmitBatchResponse.FromString(recorded.batch.answer)
         answer.batch.CopyFrom(recorded.message)
         return answer
@@ -142,7 +161,12 @@ class Intake:
         return [each for part in parts for each in part]
 
     async def _record(
-        self, connection: AsyncConnection, upload: Upload, read: Sequence[Readable | Broken]
+        self,
+        connection: AsyncConnection,
+        upload: Upload,
+        read: Sequence[Readable | Broken],
+        *,
+        decide: bool,
     ) -> _Recorded:
         # One upload of a journal at a time: what follows what is only known under this lock.
         terminal = await terminal_store.lock_terminal(connection, upload.terminal.terminal_id)
@@ -151,7 +175,8 @@ class Intake:
         if earlier is not None:
             if earlier.body_hash != upload.body_hash:
                 raise refusals.request_id_reused(upload.request_id)
-            return _Recorded(earlier, await _batch_message(connection, earlier), [])
+            counts = await store.count_states(connection, earlier.item_ids)
+            return _Recorded(earlier, counted(earlier, counts), ())
         now = self._recorder.now()
         await self._check_backlog(connection, now)
         readable = {each.arrival.place: each for each in read if isinstance(each, Readable)}
@@ -178,23 +203,31 @@ class Intake:
             receive_time=now,
         )
         await store.insert_batch(connection, batch)
-        if new:
-            await store.insert_entries(connection, new, due_time=now + HANDED_OVER)
-            await _move_head(connection, terminal, reception.fresh)
         items = [entry for entry in new if entry.work is Work.DECIDE]
         self._backlog += len(items)
-        if len(items) == len(batch.item_ids):
-            message = counted(batch, {State.RECEIVED: len(items)})
-        else:
-            message = await _batch_message(connection, batch)
+        counts = Counter({State.RECEIVED: len(items)})
+        known = set(batch.item_ids).difference(entry.item_id for entry in items)
+        if known:
+            counts.update(await store.count_states(connection, known))
         circumstances = Circumstances(upload.actor, now, telemetry.trace_id())
         new_id = self._recorder.new_id
+        message = counted(batch, counts)
         facts = [events.batch_received(new_id(), circumstances, terminal.vendor_id, message)]
         guesses = _guesses(reception, readable, now)
         if guesses:
             facts.append(events.wrong_codes_entered(new_id(), circumstances, terminal, guesses))
         await self._recorder.record(connection, facts)
-        return _Recorded(batch, message, items)
+        if decide and items:
+            items = await self._deciding.decide(connection, items, now)
+            for entry in items:
+                if entry.state is not State.RECEIVED:
+                    move_count(message, State.RECEIVED, entry.state)
+        if new:
+            others = [entry for entry in new if entry.work is not Work.DECIDE]
+            due_time = now + LEASE if decide else now
+            await store.insert_entries(connection, [*items, *others], due_time=due_time)
+            await _move_head(connection, terminal, reception.fresh)
+        return _Recorded(batch, message, [entry for entry in items if entry.work is Work.SETTLE])
 
     async def _check_backlog(self, connection: AsyncConnection, now: datetime) -> None:
         if self._count_time is None or now - self._count_time >= _COUNT_EVERY:
@@ -326,12 +359,6 @@ def _answer(read: Sequence[Readable | Broken], reception: Reception) -> pb.Submi
         elif item_id is not None:
             result.item = names.item_name(item_id)
     return answer
-
-
-async def _batch_message(connection: AsyncConnection, batch: Batch) -> offline_pb2.Batch:
-    """A batch as it stands now."""
-    counts = await store.count_states(connection, batch.item_ids) if batch.item_ids else {}
-    return counted(batch, counts)
 
 
 def counted(batch: Batch, counts: Mapping[State, int]) -> offline_pb2.Batch:

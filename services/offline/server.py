@@ -94,10 +94,11 @@ class OfflineServer:
         self._rights = Rights(recorder, terms)
         issuing = Issuing(recorder, self._keys, payment, terms, new_serial=new_serial)
         self._results = Results(recorder)
+        deciding = Deciding(recorder, self._rights)
         self.settling = Settling(
             recorder,
             payment,
-            Deciding(recorder, self._rights),
+            deciding,
             self._results,
             groups=settings.settle_groups,
         )
@@ -106,10 +107,11 @@ class OfflineServer:
         )
         intake = Intake(
             recorder,
+            deciding,
             self._keys,
             terms,
             self._executor,
-            received=self.settling.hand_over,
+            decided=self.settling.hand_over,
             backlog_max=settings.backlog_max,
         )
         trust = Trust(recorder, self._keys, terms)

@@ -1,9 +1,8 @@
-"""Settles what terminals have uploaded: spends codes, has payment move the money, records the results."""
+"""Settles what terminals have uploaded: has payment move the money, and records the results."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -16,7 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services import names, sql
 from services.offline.clients import Payment
 from services.offline.deciding import LEASE, Deciding
-from services.offline.domain.item import Entry, Reason
+from services.offline.domain.item import Entry, Reason, Work
 from services.offline.recorder import Recorder
 from services.offline.results import Results, may_come_later
 from services.offline.store import journals as store
@@ -25,9 +24,9 @@ from tallystick.payment.v1 import settlement_service_pb2 as settlement
 log = logging.getLogger(__name__)
 
 _GROUP_MAX = 500
-# Items in memory beside those on record: twenty uploads.
-_HANDED_MAX = 10_000
-# What another replica received is found within this.
+# Items in memory beside those on record: forty uploads.
+_HANDED_MAX = 20_000
+# What was left on record is found within this.
 _POLL_SECONDS = 0.25
 _AWAY_SECONDS = 0.5
 _BACK_OFF_MAX = timedelta(minutes=5)
@@ -36,7 +35,8 @@ _BACK_OFF_MAX = timedelta(minutes=5)
 class Settling:
     """Takes items through their three steps, a group at a time, at any number of replicas.
 
-    1. One transaction claims items that wait, decides each, and spends the codes of those that are to be paid.
+    1. The transaction that puts an upload on record decides its items, and spends the codes of those that are to be
+       paid (`intake`). Items that could not be decided there are decided here.
     2. Payment is asked to settle them, by items that are always the same.
     3. One transaction records the results.
 
@@ -45,7 +45,7 @@ class Settling:
     Args:
         recorder: Transactions.
         payment: Whom to ask.
-        deciding: Step 1.
+        deciding: Step 1, of items that are on record.
         results: Step 3.
         groups: How many groups are under way at a time.
     """
@@ -69,9 +69,9 @@ class Settling:
         self._handed: deque[Entry] = deque()
 
     def hand_over(self, entries: Sequence[Entry]) -> None:
-        """Take items that were just put on record, as they are: reading 500 back would cost a sixth of all work.
+        """Take items that were just decided, as they are: reading 500 back would cost a sixth of all work.
 
-        Nobody else claims them for a moment (`HANDED_OVER`). Should this process die, or have too many already, they
+        Nobody else claims them before their lease runs out. Should this process die, or have too many already, they
         are found on record then.
         """
         if entries and len(self._handed) + len(entries) <= _HANDED_MAX:
@@ -80,17 +80,15 @@ class Settling:
 
     async def run(self) -> None:
         """Settle until cancelled. Payment and the database may go and come back."""
-        async with asyncio.TaskGroup() as tasks:
-            # One also looks for what is on record; the others help when there is more.
-            tasks.create_task(self._repeat(self.settle_new, self._wait_or_look))
-            for _ in range(self._groups - 1):
-                tasks.create_task(self._repeat(self.settle_new, self._waiting.get))
-            tasks.create_task(self._repeat(self.settle_left, lambda: asyncio.sleep(_POLL_SECONDS)))
 
-    async def _wait_or_look(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_POLL_SECONDS):
-                await self._waiting.get()
+        async def look_again() -> None:
+            await asyncio.sleep(_POLL_SECONDS)
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._groups):
+                tasks.create_task(self._repeat(self.settle_handed, self._waiting.get))
+            tasks.create_task(self._repeat(self.settle_undecided, look_again))
+            tasks.create_task(self._repeat(self.settle_left, look_again))
 
     async def _repeat(
         self, turn: Callable[[], Awaitable[bool]], wait: Callable[[], Awaitable[None]]
@@ -105,39 +103,59 @@ class Settling:
                 log.warning("settlement waits", extra={"cause": repr(error)[:300]})
                 await asyncio.sleep(_AWAY_SECONDS)
 
-    async def settle_new(self) -> bool:
-        """Take one group through all steps; False when nothing waits."""
+    async def settle_handed(self) -> bool:
+        """Settle one group of what was handed over; False when there is none."""
         handed = [self._handed.popleft() for _ in range(min(len(self._handed), _GROUP_MAX))]
+        # What waited for too long may be in other hands by now.
+        now = self._recorder.now()
+        await self._settle([entry for entry in handed if now < entry.receive_time + LEASE])
+        return bool(handed)
+
+    async def settle_undecided(self) -> bool:
+        """Take one group of items that intake could not decide through all steps; False when there is none."""
         try:
-            claimed, found = await self._recorder.transact(
-                lambda c: self._deciding.decide(c, _GROUP_MAX, handed)
-            )
+            decided = await self._recorder.transact(lambda c: self._decide(c, _GROUP_MAX))
         except Exception as error:
             if sql.is_lost(error) or sql.is_conflict(error):
                 raise
             # Something in one of them breaks a statement: alone, it holds up only its own.
             log.exception("group failed, items go alone")
             return await self._settle_alone()
-        if found:
+        if decided:
             self._recorder.tell()
-        if found == _GROUP_MAX and not self._handed:
-            self._waiting.put_nowait(None)  # there is probably more on record
-        await self._settle(claimed)
-        return found > 0
+        await self._settle([entry for entry in decided if entry.work is Work.SETTLE])
+        return bool(decided)
+
+    async def _decide(self, connection: AsyncConnection, limit: int) -> list[Entry]:
+        """Step 1, for items on record."""
+        now = self._recorder.now()
+        entries = await store.claim_undecided(connection, now=now, limit=limit)
+        if not entries:
+            return []
+        decided = await self._deciding.decide(connection, entries, now)
+        for work, decide_time in ((Work.SETTLE, None), (Work.NOTHING, now)):
+            await store.set_verdicts(
+                connection,
+                [(entry.entry_id, entry.verdict) for entry in decided if entry.work is work],
+                work=work,
+                due_time=now + LEASE,
+                decide_time=decide_time,
+            )
+        return decided
 
     async def _settle_alone(self) -> bool:
         for _ in range(_GROUP_MAX):
             try:
-                claimed, found = await self._recorder.change(lambda c: self._deciding.decide(c, 1))
+                decided = await self._recorder.change(lambda c: self._decide(c, 1))
             except Exception as error:
                 if sql.is_lost(error) or sql.is_conflict(error):
                     raise
                 log.exception("item failed")
                 await self._recorder.transact(self._put_off_first)
                 continue
-            if not found:
+            if not decided:
                 return False
-            await self._settle(claimed)
+            await self._settle([entry for entry in decided if entry.work is Work.SETTLE])
         return True
 
     async def _put_off_first(self, connection: AsyncConnection) -> None:

@@ -114,6 +114,7 @@ async def known_entries(
     connection: AsyncConnection, terminal_id: UUID, sequences: Collection[int]
 ) -> dict[int, list[Known]]:
     """Entries of a journal with some numbers, in the order they arrived."""
+    numbers = [entries.c.sequence.between(first, last) for first, last in _runs(sequences)]
     query = (
         sa.select(
             entries.c.sequence,
@@ -122,7 +123,7 @@ async def known_entries(
             entries.c.bundle_version,
             entries.c.item_id,
         )
-        .where(entries.c.terminal_id == terminal_id, entries.c.sequence.in_(sorted(sequences)))
+        .where(entries.c.terminal_id == terminal_id, sa.or_(sa.false(), *numbers))
         .order_by(entries.c.entry_id)
     )
     found: dict[int, list[Known]] = defaultdict(list)
@@ -130,6 +131,17 @@ async def known_entries(
         known = Known(bytes(row.content_hash), row.record_time, row.bundle_version, row.item_id)
         found[row.sequence].append(known)
     return found
+
+
+def _runs(numbers: Collection[int]) -> list[tuple[int, int]]:
+    """Numbers as runs without gaps, first and last. A journal is one: a range costs as much as one of its numbers."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 async def taken_items(connection: AsyncConnection, item_ids: Collection[UUID]) -> set[UUID]:
@@ -141,7 +153,7 @@ async def taken_items(connection: AsyncConnection, item_ids: Collection[UUID]) -
 async def insert_entries(
     connection: AsyncConnection, new: Sequence[Entry], *, due_time: datetime
 ) -> None:
-    """Put new entries on record; whoever looks for work finds them from `due_time` on.
+    """Put new entries on record, with what is decided of them; whoever looks for work finds them from `due_time` on.
 
     Raises:
         IntegrityError: another transaction just put one of the same items on record.
@@ -276,19 +288,24 @@ async def find_entries(connection: AsyncConnection, entry_ids: Collection[UUID])
 
 async def find_items(connection: AsyncConnection, item_ids: Collection[UUID]) -> list[Entry]:
     """Items with what they spent, in the journal's order."""
-    query = _with_spend().where(entries.c.item_id.in_(list(item_ids)))
-    rows = await connection.execute(query.order_by(entries.c.sequence, entries.c.entry_id))
-    return [_joined(row) for row in rows]
+    return await _items(connection, entries.c.item_id.in_(list(item_ids)))
 
 
-async def read_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[UUID, State]:
-    """Where some items stand, by their ids."""
-    query = sa.select(entries.c.item_id, entries.c.state).where(entries.c.item_id.in_(item_ids))
-    return {row.item_id: State(row.state) for row in await connection.execute(query)}
+async def find_decided(connection: AsyncConnection, item_ids: Collection[UUID]) -> list[Entry]:
+    """Of some items those that have a result, with what they spent, in the journal's order."""
+    some = entries.c.item_id.in_(list(item_ids))
+    return await _items(connection, some, entries.c.state != int(State.RECEIVED))
+
+
+async def _items(connection: AsyncConnection, *which: sa.ColumnElement[bool]) -> list[Entry]:
+    query = _with_spend().where(*which).order_by(entries.c.sequence, entries.c.entry_id)
+    return [_joined(row) for row in await connection.execute(query)]
 
 
 async def count_states(connection: AsyncConnection, item_ids: Collection[UUID]) -> dict[State, int]:
     """How many of some items stand where."""
+    if not item_ids:
+        return {}
     query = (
         sa.select(entries.c.state, sa.func.count())
         .where(entries.c.item_id.in_(list(item_ids)))

@@ -91,7 +91,7 @@ class TerminalSyncServiceServicer:
 
     def SubmitBatch(self, request, context):
         """Uploads entries of one journal. Answered with a signed receipt when they are durable: received, not settled; each
-        sale's result arrives by WatchBatch and GetBatch.
+        sale's result arrives by WatchBatch and GetBatch. Sales that need no payment may be REFUSED by then.
 
         An entry that came before, in whatever batch, is known by its content and has its first result. Order inside the
         batch does not matter. A broken entry (unreadable, forged) is answered in its item and stops none of the others.

@@ -28,7 +28,7 @@ class TerminalSyncServiceStub:
     """
     SubmitBatch: _aio.UnaryUnaryMultiCallable[_terminal_sync_service_pb2.SubmitBatchRequest, _terminal_sync_service_pb2.SubmitBatchResponse]
     """Uploads entries of one journal. Answered with a signed receipt when they are durable: received, not settled; each
-    sale's result arrives by WatchBatch and GetBatch.
+    sale's result arrives by WatchBatch and GetBatch. Sales that need no payment may be REFUSED by then.
 
     An entry that came before, in whatever batch, is known by its content and has its first result. Order inside the
     batch does not matter. A broken entry (unreadable, forged) is answered in its item and stops none of the others.
@@ -79,7 +79,7 @@ class TerminalSyncServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_terminal_sync_service_pb2.SubmitBatchRequest, _abc.Awaitable[_terminal_sync_service_pb2.SubmitBatchResponse]],
     ) -> _abc.Awaitable[_terminal_sync_service_pb2.SubmitBatchResponse]:
         """Uploads entries of one journal. Answered with a signed receipt when they are durable: received, not settled; each
-        sale's result arrives by WatchBatch and GetBatch.
+        sale's result arrives by WatchBatch and GetBatch. Sales that need no payment may be REFUSED by then.
 
         An entry that came before, in whatever batch, is known by its content and has its first result. Order inside the
         batch does not matter. A broken entry (unreadable, forged) is answered in its item and stops none of the others.
