@@ -15,6 +15,7 @@ from services.fraud.domain.assessment import Assessment, Decision, Limits, Site,
 from services.fraud.domain.guard import Guard
 from services.fraud.domain.measures import measure
 from services.fraud.domain.rulebook import RuleBook
+from services.fraud.domain.tiers import Tier
 from services.fraud.domain.variables import Case
 from services.fraud.features.derive import FeatureBatch
 from services.fraud.features.incidents import NO_INCIDENTS
@@ -99,6 +100,7 @@ class Assessor:
         payments: Sequence[pb.PaymentFacts],
         problems: Sequence[Sequence[tuple[str, str]]],
         sites: Callable[[str], Sequence[Site]],
+        tiers: Callable[[str], Tier],
     ) -> list[Judged]:
         """Judge payments, in the order asked. Total: there is an answer for each.
 
@@ -106,6 +108,7 @@ class Assessor:
             payments: What came.
             problems: How each breaks the contract; usually not at all.
             sites: All sites of a vendor.
+            tiers: The tier of a payer.
         """
         now = self._now()
         facts = [wire.facts(payment) for payment in payments]
@@ -139,6 +142,7 @@ class Assessor:
                 self._limits,
                 now,
                 happened.get(at, NO_INCIDENTS),
+                tiers(said.payer),
             )
             for at, (said, measures) in enumerate(zip(facts, measured, strict=True))
         ]

@@ -29,6 +29,7 @@ from services.fraud.store.assessments import Stored, StoredAlert
 from services.fraud.store.offline_risks import Change
 from tallystick.event.v1 import event_pb2
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
+from tallystick.user.v1 import user_pb2
 
 log = logging.getLogger(__name__)
 
@@ -230,6 +231,7 @@ def _row(payment_id: UUID, each: Judged, time: datetime, stamp: Timestamp) -> St
         features_version=FEATURES_VERSION if case is not None and case.features else "",
         model_silent=assessment.model_silent,
         create_time=stamp,
+        payer_tier=user_pb2.User.TIER_UNSPECIFIED if case is None else wire.TIERS[case.tier],
     )
     if case is not None and case.incidents != NO_INCIDENTS:
         record.incidents.CopyFrom(wire.incidents_message(case.incidents))

@@ -18,11 +18,13 @@ from services.fraud.domain.assessment import (
     Signal,
 )
 from services.fraud.domain.measures import Measures, measure
+from services.fraud.domain.tiers import Tier
 from services.fraud.domain.variables import Case
 from services.fraud.features.incidents import Incidents
 from services.fraud.features.observation import Observation, ObservedPosition
 from services.money import Money
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
+from tallystick.user.v1 import user_pb2
 
 DECISIONS = {
     Decision.ALLOW: pb.Assessment.DECISION_ALLOW,
@@ -32,6 +34,8 @@ DECISIONS = {
 _CODES = {code: pb.Signal.Code.Value(f"CODE_{code.value}") for code in assessment.Code}
 _DECISIONS_KEPT = {value: decision for decision, value in DECISIONS.items()}
 _CODES_KEPT = {value: code for code, value in _CODES.items()}
+TIERS = {tier: user_pb2.User.Tier.Value(f"TIER_{tier.value}") for tier in Tier}
+_TIERS_KNOWN: dict[int, Tier] = {value: tier for tier, value in TIERS.items()}
 # Site known, metres to it and metres beyond the limit (NaN: not measured); the features follow.
 _MEASURES = struct.Struct("<?dd")
 
@@ -133,6 +137,11 @@ def incidents_message(known: Incidents) -> pb.CodeIncidents:
     )
 
 
+def tier(said: int) -> Tier:
+    """A tier; the lowest for none, as before there were tiers, and for one this release does not know."""
+    return _TIERS_KNOWN.get(said, Tier.BASIC)
+
+
 def pack(measures: Measures, features: Sequence[float]) -> bytes:
     """What a payment was judged on, to be kept."""
     away, beyond = measures.away_meters, measures.beyond_meters
@@ -186,4 +195,5 @@ def unpack(
             record.incidents.vendor_duplicates,
             record.incidents.payer_double_spends,
         ),
+        tier=tier(record.payer_tier),
     )
