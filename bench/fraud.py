@@ -23,12 +23,13 @@ from uuid_utils.compat import uuid7
 from cli import valkey
 from services import sql, streams
 from services.event_log import Relay
-from services.fraud import store, wire
+from services.fraud import store
 from services.fraud.assessor import Assessor, Judged
 from services.fraud.domain.assessment import Decision, Limits, Site
 from services.fraud.domain.guard import Guard
 from services.fraud.domain.rulebook import RuleBook
 from services.fraud.domain.rules import built_in
+from services.fraud.domain.tiers import Standing, Tier, TierIndex
 from services.fraud.features.store import FeatureStore
 from services.fraud.model.scorer import Scorer
 from services.fraud.recorder import Recorder
@@ -54,6 +55,7 @@ class _World:
     payers: Sequence[str]
     vendors: Sequence[str]
     sites: dict[str, tuple[Site, ...]]
+    tiers: TierIndex
     random: random.Random
 
     def request(self, size: int, at: float) -> bytes:
@@ -179,9 +181,8 @@ async def _call(assessor: Assessor, world: _World, request: bytes) -> list[Judge
     asked = pb.AssessPaymentsRequest.FromString(request)
     payments = list(asked.payments)
     problems = [violations(payment) for payment in payments]
-    judged = await assessor.assess(payments, problems, world.sites.__getitem__)
-    answer = [wire.answer(each.payment.payment, each.assessment) for each in judged]
-    pb.AssessPaymentsResponse(assessments=answer).SerializeToString()
+    judged = await assessor.assess(payments, problems, world.sites.__getitem__, world.tiers.find)
+    pb.AssessPaymentsResponse(assessments=[each.answer for each in judged]).SerializeToString()
     return judged
 
 
@@ -201,4 +202,6 @@ def _world() -> _World:
             town = dice.uniform(8.0, 30.0), dice.uniform(70.0, 90.0)
         place = town[0] + dice.gauss(0, 0.01), town[1] + dice.gauss(0, 0.01)
         sites[vendor] = (Site(f"{vendor}/sites/{UUID(int=1)}", *place, open=True),)
-    return _World(names[:_PAYERS], vendors, sites, dice)
+    tiers = TierIndex()
+    tiers.load({payer: Standing(1, Tier.PLUS) for payer in names[:_PAYERS:10]})
+    return _World(names[:_PAYERS], vendors, sites, tiers, dice)

@@ -187,7 +187,9 @@ class Outsider:
         )
         found = [self._read("payment", balances)]
         found += [self._read("payment", f"SELECT count(*) FROM {table}") for table in tables]  # noqa: S608
-        found.append(self._read("user", "SELECT state, role, count(*) FROM users GROUP BY 1, 2"))
+        found.append(
+            self._read("user", "SELECT state, role, tier, count(*) FROM users GROUP BY 1, 2, 3")
+        )
         found.append(self._read("user", "SELECT count(*) FROM sites"))
         found.append(self._read("user", "SELECT count(*) FROM signing_keys"))
         return found

@@ -22,6 +22,7 @@ from services.fraud.domain.language import (
 from services.fraud.domain.offline_risk import Level, after_label, after_suspicion, is_suspicious
 from services.fraud.domain.rulebook import RuleBook, judge_batch, with_model_score
 from services.fraud.domain.rules import Action, Entry, List, Mode, Rule, Suppression, built_in
+from services.fraud.domain.tiers import Tier
 from services.fraud.domain.variables import VARIABLES, render, unknown_placeholders
 from services.fraud.features.incidents import NO_INCIDENTS, Incidents
 from services.fraud.features.spec import NAMES
@@ -89,6 +90,14 @@ def test_an_expression_that_takes_too_long_is_refused():
 
     with pytest.raises(CostError, match="1000000"):
         check_cost(compile_expression("amount > 1.0"), [a_case()], clock=lambda: next(ticks))
+
+
+def test_a_rule_is_tried_on_payers_of_every_tier():
+    # A condition that is false for all that is tried would hide what stands behind it.
+    assert {case.tier for case in rules.samples()} == set(Tier)
+    for tier in Tier:
+        with pytest.raises(ExpressionError, match="cannot be computed for an ordinary payment"):
+            rules.check(a_rule(expression=f'payer_tier == "{tier.value}" && minor_units / 0 == 1'))
 
 
 def test_a_double_divided_by_zero_is_infinite_and_no_failure():

@@ -11,6 +11,7 @@ import pytest
 
 from services import sql, streams
 from services.fraud import store
+from services.fraud.account_feed import CURSOR
 from services.fraud.domain.assessment import Code, Limits
 from services.fraud.server import FraudServer
 from services.fraud.settings import Settings
@@ -409,7 +410,7 @@ async def test_a_lagging_replica_turns_back_neither_the_table_nor_the_cursor(aro
     engine = sql.create_engine(around.settings.database_url)
     async with engine.begin() as connection:
         found = await store.read_vendors(connection)
-        position = await store.read_cursor(connection, "user")
+        position = await store.read_cursor(connection, CURSOR)
     await engine.dispose()
     assert found[name].version == 7
     assert streams.is_behind(position, cursor) or position == cursor

@@ -15,6 +15,7 @@ from services.fraud.domain.assessment import Assessment, Decision, Limits, Site,
 from services.fraud.domain.guard import Guard
 from services.fraud.domain.measures import measure
 from services.fraud.domain.rulebook import RuleBook
+from services.fraud.domain.tiers import Tier
 from services.fraud.domain.variables import Case
 from services.fraud.features.derive import FeatureBatch
 from services.fraud.features.incidents import NO_INCIDENTS
@@ -43,6 +44,7 @@ class Judged:
     Attributes:
         payment: As it was asked.
         assessment: What was said.
+        answer: The same, as callers see it.
         case: What it was judged on; None when its facts break the contract.
         model_version: Which model; empty without one.
         rules_revision: Which rules.
@@ -50,6 +52,7 @@ class Judged:
 
     payment: pb.PaymentFacts
     assessment: Assessment
+    answer: pb.Assessment
     case: Case | None
     model_version: str
     rules_revision: int
@@ -97,6 +100,7 @@ class Assessor:
         payments: Sequence[pb.PaymentFacts],
         problems: Sequence[Sequence[tuple[str, str]]],
         sites: Callable[[str], Sequence[Site]],
+        tiers: Callable[[str], Tier],
     ) -> list[Judged]:
         """Judge payments, in the order asked. Total: there is an answer for each.
 
@@ -104,6 +108,7 @@ class Assessor:
             payments: What came.
             problems: How each breaks the contract; usually not at all.
             sites: All sites of a vendor.
+            tiers: The tier of a payer.
         """
         now = self._now()
         facts = [wire.facts(payment) for payment in payments]
@@ -113,7 +118,7 @@ class Assessor:
         ]
         possible = [at for at, each in enumerate(measured) if each and not each.problem]
         observed = [
-            wire.observation(payments[at], measures.away_meters, now=now)
+            wire.observation(payments[at], facts[at], measures.away_meters, now=now)
             for at in possible
             if (measures := measured[at])
         ]
@@ -137,6 +142,7 @@ class Assessor:
                 self._limits,
                 now,
                 happened.get(at, NO_INCIDENTS),
+                tiers(said.payer),
             )
             for at, (said, measures) in enumerate(zip(facts, measured, strict=True))
         ]
@@ -162,7 +168,8 @@ class Assessor:
                 found = not_assessable([f"{field}: {what}" for field, what in problem])
             else:
                 found = book.judge(case, self._guard)
-            judged.append(Judged(payment, found, case, version, book.revision))
+            answer = wire.answer(payment.payment, found)
+            judged.append(Judged(payment, found, answer, case, version, book.revision))
         return judged
 
     async def settle_now(self) -> None:

@@ -264,7 +264,7 @@ class Labels:
 
 def _observation(record: pb.GetAssessmentResponse) -> Observation:
     at = record.create_time.seconds + record.create_time.nanos / 1e9
-    return wire.observation(record.facts, None, now=at)
+    return wire.observation(record.facts, wire.facts(record.facts), None, now=at)
 
 
 def _is_away(error: Exception) -> bool:

@@ -7,8 +7,11 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import itemgetter
 from uuid import UUID
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry import metrics
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -26,6 +29,7 @@ from services.fraud.store.assessments import Stored, StoredAlert
 from services.fraud.store.offline_risks import Change
 from tallystick.event.v1 import event_pb2
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
+from tallystick.user.v1 import user_pb2
 
 log = logging.getLogger(__name__)
 
@@ -200,20 +204,24 @@ class Recorder:
 def _rows(
     group: Sequence[tuple[Judged, datetime]],
 ) -> Iterable[tuple[Judged, Stored]]:
-    for each, time in group:
-        try:
-            payment_id = names.last_id(each.payment.payment)
-        except ValueError:  # a caller's mistake, answered REVIEW; there is no name to keep it under
-            log.warning("payment without an id", extra={"payment": each.payment.payment[:100]})
-            continue
-        yield each, _row(payment_id, each, time)
+    for time, taken in groupby(group, key=itemgetter(1)):
+        stamp = Timestamp()
+        stamp.FromDatetime(time)
+        for each, _ in taken:
+            try:
+                payment_id = names.last_id(each.payment.payment)
+            except ValueError:
+                # A caller's mistake, answered REVIEW; there is no name to keep it under.
+                log.warning("payment without an id", extra={"payment": each.payment.payment[:100]})
+                continue
+            yield each, _row(payment_id, each, time, stamp)
 
 
-def _row(payment_id: UUID, each: Judged, time: datetime) -> Stored:
+def _row(payment_id: UUID, each: Judged, time: datetime, stamp: Timestamp) -> Stored:
     assessment, case = each.assessment, each.case
     score = -1.0 if case is None else case.model_score
     record = pb.GetAssessmentResponse(
-        assessment=wire.answer(each.payment.payment, assessment),
+        assessment=each.answer,
         facts=each.payment,
         shadow_signals=wire.signals(assessment.shadow),
         model_score=score,
@@ -222,14 +230,15 @@ def _row(payment_id: UUID, each: Judged, time: datetime) -> Stored:
         history_known=case is not None and case.history_known,
         features_version=FEATURES_VERSION if case is not None and case.features else "",
         model_silent=assessment.model_silent,
+        create_time=stamp,
+        payer_tier=user_pb2.User.TIER_UNSPECIFIED if case is None else wire.TIERS[case.tier],
     )
-    record.create_time.FromDatetime(time)
     if case is not None and case.incidents != NO_INCIDENTS:
         record.incidents.CopyFrom(wire.incidents_message(case.incidents))
     return Stored(
         payment_id=payment_id,
         create_time=time,
-        decision=int(record.assessment.decision),
+        decision=int(each.answer.decision),
         model_score=int(score),
         signalled=bool(assessment.signals or assessment.shadow),
         record=record.SerializeToString(),

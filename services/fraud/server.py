@@ -18,12 +18,14 @@ from services import sql, streams, telemetry
 from services.environment import Environment
 from services.event_log import Relay
 from services.fraud import events, store
+from services.fraud.account_feed import AccountFeed
 from services.fraud.assessor import Assessor
 from services.fraud.backtests import Backtests
 from services.fraud.books import Books
-from services.fraud.clients import Parties
+from services.fraud.clients import Accounts
 from services.fraud.domain.guard import Guard
 from services.fraud.domain.sites import SiteIndex
+from services.fraud.domain.tiers import TierIndex
 from services.fraud.drafts import Drafts
 from services.fraud.feature_lists import FeatureLists
 from services.fraud.features.store import FeatureStore
@@ -33,7 +35,6 @@ from services.fraud.labels import Labels
 from services.fraud.model.scorer import Scorer
 from services.fraud.recorder import Recorder
 from services.fraud.settings import Settings
-from services.fraud.site_feed import SiteFeed
 from services.rpc import channel
 from services.rpc.lifetime import until_terminated
 from services.rpc.revocations import Revocations, follow_revocations
@@ -81,8 +82,9 @@ class FraudServer:
         self._user = channel.connect(settings.user_address, "user", settings.tls)
         self._revocations = Revocations()
         self._index = SiteIndex()
-        parties = Parties(self._user)
-        self._feed = SiteFeed(self._engine, self._redis, parties, self._index)
+        self._tiers = TierIndex()
+        accounts = Accounts(self._user)
+        self._feed = AccountFeed(self._engine, self._redis, accounts, self._index, self._tiers)
         self._relay = Relay(self._engine, store.event_log, self._redis, SERVICE)
         self._scorer = Scorer.load(settings.model_directory)
         self._guard = Guard(settings.decline_share_max)
@@ -108,7 +110,8 @@ class FraudServer:
         drafts = Drafts(settings.drafts_directory)
         desk = Desk(
             index=self._index,
-            parties=parties,
+            tiers=self._tiers,
+            accounts=accounts,
             assessor=self._assessor,
             recorder=self.recorder,
             labels=self.labels,
@@ -141,7 +144,7 @@ class FraudServer:
         self.background: list[asyncio.Task[None]] = []
 
     async def start(self) -> int:
-        """Load sites and rules, then serve; answers the port."""
+        """Load accounts and rules, then serve; answers the port."""
         await self._feed.load()
         await self.books.load()
         await self._lists.load()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 
 from services.environment import Environment, SettingError, Tls
 from services.fraud.domain.assessment import Limits
 from services.fraud.labels import Patience
+
+# What a payer on a higher tier may pay without a look, against the lowest tier's limit, unless it is set.
+_STANDARD_TIMES, _PLUS_TIMES = 2, 5
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,7 @@ class Settings:
 
     Attributes:
         listen: `host:port`; port 0 takes a free one.
-        database_url: Where its copy of the vendors' sites lives.
+        database_url: Where its copy of the vendors' sites and the payers' tiers lives.
         redis_url: Where the event streams are.
         user_address: The user service, `host:port`.
         tls: Its certificate.
@@ -79,22 +83,43 @@ def _directory(environment: Environment, name: str) -> Path | None:
 
 def _limits(environment: Environment) -> Limits:
     default = Limits()
-    limits = Limits(
+    review = environment.integer("REVIEW_LIMIT_MINOR_UNITS", default.review_minor_units)
+    hard = environment.integer("HARD_LIMIT_MINOR_UNITS", default.hard_minor_units)
+    # Unless they are set, higher tiers keep their distance from the lowest one, wherever that is put.
+    standard = environment.integer(
+        "REVIEW_LIMIT_STANDARD_MINOR_UNITS", min(_STANDARD_TIMES * review, hard)
+    )
+    plus = environment.integer(
+        "REVIEW_LIMIT_PLUS_MINOR_UNITS", max(standard, min(_PLUS_TIMES * review, hard))
+    )
+    if review > hard:
+        raise SettingError(
+            f"TALLYSTICK_REVIEW_LIMIT_MINOR_UNITS is {review}, above "
+            f"TALLYSTICK_HARD_LIMIT_MINOR_UNITS, {hard}: nothing would ever "
+            "be reviewed for its amount. Lower the first or raise the second."
+        )
+    rising = {
+        "REVIEW_LIMIT_MINOR_UNITS": review,
+        "REVIEW_LIMIT_STANDARD_MINOR_UNITS": standard,
+        "REVIEW_LIMIT_PLUS_MINOR_UNITS": plus,
+        "HARD_LIMIT_MINOR_UNITS": hard,
+    }
+    for (lower, low), (higher, high) in pairwise(rising.items()):
+        if low > high:
+            raise SettingError(
+                f"TALLYSTICK_{lower} is {low}, above TALLYSTICK_{higher}, {high}: a higher tier "
+                "must not be held earlier than a lower one, nor later than at the hard limit. "
+                "Lower the first or raise the second."
+            )
+    return Limits(
         distance_meters=float(
             environment.integer("DISTANCE_LIMIT_METERS", round(default.distance_meters))
         ),
         position_floor_minor_units=environment.integer(
             "POSITION_FLOOR_MINOR_UNITS", default.position_floor_minor_units
         ),
-        review_minor_units=environment.integer(
-            "REVIEW_LIMIT_MINOR_UNITS", default.review_minor_units
-        ),
-        hard_minor_units=environment.integer("HARD_LIMIT_MINOR_UNITS", default.hard_minor_units),
+        review_minor_units=review,
+        hard_minor_units=hard,
+        standard_review_minor_units=standard,
+        plus_review_minor_units=plus,
     )
-    if limits.review_minor_units > limits.hard_minor_units:
-        raise SettingError(
-            f"TALLYSTICK_REVIEW_LIMIT_MINOR_UNITS is {limits.review_minor_units}, above "
-            f"TALLYSTICK_HARD_LIMIT_MINOR_UNITS, {limits.hard_minor_units}: nothing would ever "
-            "be reviewed for its amount. Lower the first or raise the second."
-        )
-    return limits

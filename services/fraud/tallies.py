@@ -9,7 +9,7 @@ import numpy as np
 
 from services import names
 from services.fraud import outcomes, wire
-from services.fraud.domain.language import compile_expression, values_of
+from services.fraud.domain.language import compile_expression
 from services.fraud.domain.rulebook import with_model_score
 from services.fraud.domain.rules import Action, Rule
 from services.fraud.domain.variables import Case, features_of
@@ -41,7 +41,6 @@ class RuleTally:
     def __init__(self, rule: Rule) -> None:
         self._action = rule.action
         self._expression = compile_expression(rule.expression)
-        self._read = values_of(self._expression.names)
         self.needs = features_of(self._expression.names)
         self._answer = rules_pb.BacktestRuleResponse()
         self._changes: dict[tuple[int, int, str], rules_pb.BacktestRuleResponse.Change] = {}
@@ -53,7 +52,7 @@ class RuleTally:
     def add(self, stored: Stored, record: pb.GetAssessmentResponse, case: Case) -> None:
         """Try it on a payment."""
         outcomes.count(self._answer.tried, stored.label)
-        holds = self._expression.holds(self._read(case))
+        holds = self._expression.holds(self._expression.read(case))
         if holds is None:
             self._answer.failed += 1
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Sequence
-from math import isnan
+from math import isnan, nan
 
 import numpy as np
 
@@ -18,11 +18,13 @@ from services.fraud.domain.assessment import (
     Signal,
 )
 from services.fraud.domain.measures import Measures, measure
+from services.fraud.domain.tiers import Tier
 from services.fraud.domain.variables import Case
 from services.fraud.features.incidents import Incidents
 from services.fraud.features.observation import Observation, ObservedPosition
 from services.money import Money
 from tallystick.fraud.v1 import fraud_service_pb2 as pb
+from tallystick.user.v1 import user_pb2
 
 DECISIONS = {
     Decision.ALLOW: pb.Assessment.DECISION_ALLOW,
@@ -32,6 +34,8 @@ DECISIONS = {
 _CODES = {code: pb.Signal.Code.Value(f"CODE_{code.value}") for code in assessment.Code}
 _DECISIONS_KEPT = {value: decision for decision, value in DECISIONS.items()}
 _CODES_KEPT = {value: code for code, value in _CODES.items()}
+TIERS = {tier: user_pb2.User.Tier.Value(f"TIER_{tier.value}") for tier in Tier}
+_TIERS_KNOWN: dict[int, Tier] = {value: tier for tier, value in TIERS.items()}
 # Site known, metres to it and metres beyond the limit (NaN: not measured); the features follow.
 _MEASURES = struct.Struct("<?dd")
 
@@ -52,19 +56,21 @@ def facts(payment: pb.PaymentFacts) -> Facts:
     )
 
 
-def observation(payment: pb.PaymentFacts, away_meters: float | None, *, now: float) -> Observation:
+def observation(
+    payment: pb.PaymentFacts, said: Facts, away_meters: float | None, *, now: float
+) -> Observation:
     """The same, for counters and profiles.
 
     Args:
         payment: Possible, as `measures.problem` is empty.
+        said: What `facts` made of it.
         away_meters: From the vendor's site.
         now: Seconds since 1970: when it happened, where it does not say.
     """
-    position = None
-    if payment.HasField("position"):
-        said = payment.position
+    position, place = None, said.position
+    if place is not None:
         position = ObservedPosition(
-            said.latitude, said.longitude, said.accuracy_meters, said.mocked
+            place.latitude, place.longitude, place.accuracy_meters, place.mocked
         )
     occurred = now
     if payment.HasField("occur_time"):
@@ -74,13 +80,13 @@ def observation(payment: pb.PaymentFacts, away_meters: float | None, *, now: flo
         age = payment.code_age.seconds + payment.code_age.nanos / 1e9
     return Observation(
         payment=payment.payment,
-        payer=payment.payer,
-        vendor=payment.vendor,
-        amount=payment.amount.minor_units,
+        payer=said.payer,
+        vendor=said.vendor,
+        amount=said.amount.minor_units,
         occur_time=occurred,
         position=position,
         site_distance_meters=away_meters,
-        device=payment.device,
+        device=said.device,
         offline=payment.offline,
         code_age_seconds=age,
     )
@@ -131,15 +137,21 @@ def incidents_message(known: Incidents) -> pb.CodeIncidents:
     )
 
 
+def tier(said: int) -> Tier:
+    """A tier; the lowest for none, as before there were tiers, and for one this release does not know."""
+    return _TIERS_KNOWN.get(said, Tier.BASIC)
+
+
 def pack(measures: Measures, features: Sequence[float]) -> bytes:
     """What a payment was judged on, to be kept."""
     away, beyond = measures.away_meters, measures.beyond_meters
-    head = _MEASURES.pack(
+    return struct.pack(
+        f"{_MEASURES.format}{len(features)}f",
         measures.site_known,
-        float("nan") if away is None else away,
-        float("nan") if beyond is None else beyond,
+        nan if away is None else away,
+        nan if beyond is None else beyond,
+        *features,
     )
-    return head + np.array(features, "<f4").tobytes()
 
 
 def unpack_features(kept: bytes) -> list[float]:
@@ -183,4 +195,5 @@ def unpack(
             record.incidents.vendor_duplicates,
             record.incidents.payer_double_spends,
         ),
+        tier=tier(record.payer_tier),
     )

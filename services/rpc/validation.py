@@ -19,6 +19,7 @@ _TIMES = {
     timestamp_pb2.Timestamp.DESCRIPTOR.full_name: (-62_135_596_800, 253_402_300_799, 0),
     duration_pb2.Duration.DESCRIPTOR.full_name: (-315_576_000_000, 315_576_000_000, -_NANOS),
 }
+_TIME_TYPES = (timestamp_pb2.Timestamp, duration_pb2.Duration)
 
 
 def violations(message: Message) -> list[tuple[str, str]]:
@@ -75,7 +76,7 @@ def _not_times(message: Message, plan: _Plan, path: str) -> Iterator[tuple[str, 
 
 
 def _is_time(time: Message, first: int, last: int, least_nanos: int) -> bool:
-    assert isinstance(time, timestamp_pb2.Timestamp | duration_pb2.Duration)
+    assert isinstance(time, _TIME_TYPES)
     return (
         first <= time.seconds <= last
         and least_nanos <= time.nanos <= _NANOS

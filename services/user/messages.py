@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from services import names
 from services.user.domain.site import Position, Site
 from services.user.domain.terminal import Terminal
-from services.user.domain.user import Role, State, User
+from services.user.domain.user import Role, State, Tier, User
 from tallystick.access.v1 import access_pb2
 from tallystick.type.v1 import position_pb2
 from tallystick.user.v1 import user_pb2
@@ -23,6 +23,8 @@ def user_message(user: User) -> user_pb2.User:
         state=user_pb2.User.State.Value(f"STATE_{user.state.value}"),
         state_reason=user.state_reason,
         version=user.version,
+        tier=user_pb2.User.Tier.Value(f"TIER_{user.tier.value}"),
+        tier_reason=user.tier_reason,
     )
     message.create_time.FromDatetime(user.create_time)
     message.update_time.FromDatetime(user.update_time)
@@ -84,3 +86,9 @@ def state(value: int) -> State | None:
     """A state accounts are in; None for unspecified."""
     name = user_pb2.User.State.Name(value).removeprefix("STATE_")  # type: ignore[arg-type]
     return State(name) if name in State.__members__ else None
+
+
+def tier(value: int) -> Tier | None:
+    """A tier accounts have; None for unspecified."""
+    name = user_pb2.User.Tier.Name(value).removeprefix("TIER_")  # type: ignore[arg-type]
+    return Tier(name) if name in Tier.__members__ else None

@@ -12,6 +12,8 @@ from tallystick.user.v1 import (
     auth_service_pb2_grpc,
     party_service_pb2,
     party_service_pb2_grpc,
+    user_service_pb2,
+    user_service_pb2_grpc,
 )
 
 
@@ -36,6 +38,22 @@ class PartiesFake(party_service_pb2_grpc.PartyServiceServicer):
         return party_service_pb2.BatchGetPartiesResponse(parties=found)
 
 
+class AccountsFake(user_service_pb2_grpc.UserServiceServicer):
+    """Lists the accounts on a tier, one a page, among the parties that a fake knows."""
+
+    def __init__(self, parties):
+        self._parties = parties
+
+    async def ListUsers(self, request, context):
+        found = sorted(
+            (each.user for each in self._parties.values() if each.user.tier == request.tier),
+            key=lambda user: user.name,
+        )
+        left = [user for user in found if user.name > request.page_token]
+        token = left[0].name if len(left) > 1 else ""
+        return user_service_pb2.ListUsersResponse(users=left[:1], next_page_token=token)
+
+
 class RevocationsFake(auth_service_pb2_grpc.AuthServiceServicer):
     """Nobody's tokens were revoked."""
 
@@ -52,6 +70,11 @@ async def serving_parties(tls):
             party_service_pb2.DESCRIPTOR.services_by_name["PartyService"],
             party_service_pb2_grpc.add_PartyServiceServicer_to_server,
             fake,
+        ),
+        Registration(
+            user_service_pb2.DESCRIPTOR.services_by_name["UserService"],
+            user_service_pb2_grpc.add_UserServiceServicer_to_server,
+            AccountsFake(fake.parties),
         ),
         Registration(
             auth_service_pb2.DESCRIPTOR.services_by_name["AuthService"],

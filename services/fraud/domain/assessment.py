@@ -6,6 +6,7 @@ import enum
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from services.fraud.domain.tiers import Tier
 from services.money import Money
 
 
@@ -93,14 +94,29 @@ class Limits:
         distance_meters: How far the device may be from the vendor's site, inclusive.
         position_floor_minor_units: From this amount on, inclusive, a payment needs a position,
             a site and a history that can be read.
-        review_minor_units: From this amount on, inclusive, a person must look.
-        hard_minor_units: Above this amount, exclusive, a payment is refused.
+        review_minor_units: From this amount on, inclusive, a person must look: for payers on the
+            lowest tier, and those whose tier is not known.
+        hard_minor_units: Above this amount, exclusive, a payment is refused, whoever pays.
+        standard_review_minor_units: As `review_minor_units`, on tier STANDARD; not below it.
+        plus_review_minor_units: As `review_minor_units`, on tier PLUS; not below STANDARD's.
     """
 
     distance_meters: float = 20_000.0
     position_floor_minor_units: int = 500_00
     review_minor_units: int = 5_000_00
     hard_minor_units: int = 100_000_00
+    standard_review_minor_units: int = 10_000_00
+    plus_review_minor_units: int = 25_000_00
+
+    def review_from(self, tier: Tier) -> int:
+        """From this amount on, inclusive, a person must look at what a payer on a tier pays."""
+        if tier is Tier.BASIC:  # nearly everybody
+            return self.review_minor_units
+        return (
+            self.standard_review_minor_units
+            if tier is Tier.STANDARD
+            else self.plus_review_minor_units
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cel_expr_python import cel
 
+from services.fraud.domain.leading import Test, leading_tests
 from services.fraud.domain.variables import VARIABLES, Case, Value
 
 # What one rule may take, in microseconds: a payment has 150 for everything, rules some twenty.
@@ -64,9 +65,11 @@ class Expression:
 
     Attributes:
         names: The variables it names.
+        read: Reads their values of a payment.
     """
 
     names: frozenset[str]
+    read: Callable[[Case], dict[str, Value]]
     _program: cel.Expression
 
     def holds(self, values: Mapping[str, Value]) -> bool | None:
@@ -96,59 +99,55 @@ def compile_expression(text: str) -> Expression:
     if program.return_type() != cel.Type.BOOL:
         kind = program.return_type().name().lower()
         raise ExpressionError(f"it gives a {kind}; a rule must be true or false")
-    return Expression(frozenset(_WORD.findall(text)) & VARIABLES.keys(), program)
+    names = frozenset(_WORD.findall(text)) & VARIABLES.keys()
+    return Expression(names, _reading(names), program)
 
 
-@dataclass(frozen=True, slots=True)
-class Expressions:
-    """Several expressions, asked together.
-
-    Attributes:
-        each: Every one alone.
-        any: True when one of them is. Asked first: most payments trip no rule, and a call costs more
-            than what it computes.
-        names: The variables they name.
-    """
-
-    each: tuple[Expression, ...]
-    any: Expression
-    names: frozenset[str]
-    _all: cel.Expression
-
-    def hold(self, values: Mapping[str, Value]) -> list[bool | None]:
-        """What `Expression.holds` says of each; nothing at all when none of them is true.
-
-        Args:
-            values: Of `names` at least.
-        """
-        if self.any.holds(values) is False:
-            return []
-        try:
-            found = self._all.eval(data=values).plain_value()
-        except RuntimeError:
-            found = None
-        if isinstance(found, list):
-            return list(map(bool, found))
-        # One of them cannot be computed, and with it the list.
-        return [each.holds({name: values[name] for name in each.names}) for each in self.each]
-
-
-def together(texts: Sequence[str]) -> Expressions:
-    """Compile expressions, each of which compiles alone, to be asked together."""
-    # The line break ends a comment that an expression may end with.
-    parts = [f"({text}\n)" for text in texts]
-    return Expressions(
-        tuple(compile_expression(text) for text in texts),
-        compile_expression(" || ".join(parts) or "false"),
-        frozenset(_WORD.findall(" ".join(texts))) & VARIABLES.keys(),
-        _ENVIRONMENT.compile(f"[{', '.join(parts)}]"),
-    )
-
-
-def values_of(names: frozenset[str]) -> Callable[[Case], dict[str, Value]]:
-    """Reads the values of some variables."""
+def _reading(names: Iterable[str]) -> Callable[[Case], dict[str, Value]]:
     readers = [(name, VARIABLES[name].read) for name in names]
     return lambda case: {name: read(case) for name, read in readers}
+
+
+class Expressions:
+    """Several expressions, of which a payment makes few true.
+
+    Args:
+        texts: Each compiles.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._each = [compile_expression(text) for text in texts]
+        self._led: list[tuple[int, tuple[Test, ...]]] = []
+        self._others: list[int] = []
+        for number, text in enumerate(texts):
+            if tests := leading_tests(text):
+                self._led.append((number, tests))
+            else:
+                self._others.append(number)
+        # The line break ends a comment that an expression may end with.
+        others = " || ".join(f"({texts[number]}\n)" for number in self._others)
+        self._any_other = compile_expression(others or "false")
+
+    def hold(self, case: Case) -> list[tuple[int, bool | None]]:
+        """What `Expression.holds` says of each that is not false, with its number, in order."""
+        asked = [number for number, tests in self._led if _all(tests, case)]
+        # Those that begin with something else are asked together first: a call costs more than what it computes.
+        if self._others and self._any_other.holds(self._any_other.read(case)) is not False:
+            asked = sorted(asked + self._others)
+        found: list[tuple[int, bool | None]] = []
+        for number in asked:
+            expression = self._each[number]
+            holds = expression.holds(expression.read(case))
+            if holds is not False:
+                found.append((number, holds))
+        return found
+
+
+def _all(tests: Sequence[Test], case: Case) -> bool:
+    for test in tests:  # noqa: SIM110 - `all` with a generator costs as much as the tests
+        if not test(case):
+            return False
+    return True
 
 
 def check_cost(
@@ -164,9 +163,8 @@ def check_cost(
         CostError: on one of them it takes longer than COST_MAX_MICROSECONDS, in the best of several
             attempts.
     """
-    read = values_of(expression.names)
     for case in cases:
-        values = read(case)
+        values = expression.read(case)
         best = float("inf")
         for _ in range(_REPETITIONS):
             started = clock()

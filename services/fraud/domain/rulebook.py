@@ -18,7 +18,7 @@ from services.fraud.domain.assessment import (
     not_assessable,
 )
 from services.fraud.domain.guard import Guard
-from services.fraud.domain.language import together, values_of
+from services.fraud.domain.language import Expressions
 from services.fraud.domain.rules import Action, Entry, List, Mode, Rule, Suppression
 from services.fraud.domain.variables import Case, render
 from services.fraud.features.spec import INDEX
@@ -63,8 +63,7 @@ class RuleBook:
             for rule in sorted(rules, key=_action)
             if rule.mode is not Mode.OFF
         ]
-        self._expressions = together([each.rule.expression for each in self._rules])
-        self._read = values_of(self._expressions.names)
+        self._expressions = Expressions([each.rule.expression for each in self._rules])
         self._lists: dict[tuple[List, str], float] = {
             (each.list, each.entity): each.expire_time for each in entries
         }
@@ -89,7 +88,7 @@ class RuleBook:
         listed = self._listed(case)
         if listed is not None and listed.code is Code.DENY_LISTED:
             return conclude([listed])
-        held = self._expressions.hold(self._read(case))
+        held = self._expressions.hold(case)
         silent = newcomer and guard.newcomers_are_usual()
         model = None if silent else _model_signal(case.model_score)
         if not held and listed is None:
@@ -97,8 +96,9 @@ class RuleBook:
         said: list[Signal] = [] if model is None else [model]
         shadow: list[Signal] = []
         allowed = listed
-        for each, holds in zip(self._rules, held, strict=bool(held)):
-            if holds is False or self._is_quiet(each.rule.name, case):
+        for number, holds in held:
+            each = self._rules[number]
+            if self._is_quiet(each.rule.name, case):
                 continue
             signal = self._signal(each, case, guard) if holds else _failed(each.rule, case)
             if each.rule.mode is Mode.SHADOW:

@@ -17,6 +17,7 @@ from services.fraud.domain.language import (
     compile_expression,
 )
 from services.fraud.domain.measures import Measures
+from services.fraud.domain.tiers import Tier
 from services.fraud.domain.variables import Case, unknown_placeholders
 from services.fraud.features.incidents import Incidents
 from services.fraud.features.spec import FEATURES
@@ -121,11 +122,11 @@ def samples() -> tuple[Case, ...]:
     """Payments a new rule is tried on: unknown, ordinary, and everything at once."""
     measures = Measures("", "", site_known=True, away_meters=25_000.0, beyond_meters=5_000.0)
     nowhere = Measures("", "no position came with it", False, None, None)  # noqa: FBT003
-    levels: tuple[tuple[Measures, float, int, str], ...] = (
-        (nowhere, -1.0, 1, ""),
-        (nowhere, 0.0, 499_99, ""),
-        (measures, 1.0, 100_00, "device"),
-        (measures, 1e6, 2**63 - 1, "d" * 64),
+    levels: tuple[tuple[Measures, float, int, str, Tier], ...] = (
+        (nowhere, -1.0, 1, "", Tier.BASIC),
+        (nowhere, 0.0, 499_99, "", Tier.BASIC),
+        (measures, 1.0, 100_00, "device", Tier.STANDARD),
+        (measures, 1e6, 2**63 - 1, "d" * 64, Tier.PLUS),
     )
     name = "users/00000000-0000-0000-0000-000000000000"
     return tuple(
@@ -138,8 +139,9 @@ def samples() -> tuple[Case, ...]:
             limits=Limits(),
             time=0.0,
             incidents=Incidents(max(level, 0.0), max(level, 0.0), max(level, 0.0)),
+            tier=tier,
         )
-        for measured, level, minor_units, device in levels
+        for measured, level, minor_units, device, tier in levels
     )
 
 

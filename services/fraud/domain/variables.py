@@ -9,6 +9,7 @@ from functools import lru_cache
 
 from services.fraud.domain.assessment import Facts, Limits
 from services.fraud.domain.measures import Measures
+from services.fraud.domain.tiers import Tier
 from services.fraud.features.incidents import NO_INCIDENTS, Incidents
 from services.fraud.features.spec import FEATURES, INDEX
 from services.money import MINOR_UNIT_DIGITS, Money
@@ -29,6 +30,7 @@ class Case:
         limits: What this deployment allows.
         time: Now, seconds since 1970: what lists and suppressions expire by.
         incidents: What went wrong with offline codes lately.
+        tier: The payer's; the lowest when it is not known.
     """
 
     facts: Facts
@@ -39,6 +41,7 @@ class Case:
     limits: Limits
     time: float
     incidents: Incidents = NO_INCIDENTS
+    tier: Tier = Tier.BASIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,13 @@ _FACTS: tuple[Variable, ...] = (
     ),
     Variable("payer", "string", "name", "`users/{uuid}`.", lambda case: case.facts.payer),
     Variable("vendor", "string", "name", "`users/{uuid}`.", lambda case: case.facts.vendor),
+    Variable(
+        "payer_tier",
+        "string",
+        "tier",
+        '"BASIC", "STANDARD" or "PLUS"; "BASIC" for a payer nobody knows.',
+        lambda case: case.tier.value,
+    ),
     Variable(
         "site",
         "string",
@@ -194,8 +204,8 @@ _FACTS: tuple[Variable, ...] = (
         "review_minor_units",
         "int",
         "minor units",
-        "From here on a person must look.",
-        lambda case: case.limits.review_minor_units,
+        "From here on a person must look, at what a payer on this one's tier pays.",
+        lambda case: case.limits.review_from(case.tier),
     ),
     Variable(
         "hard_minor_units",

@@ -13,9 +13,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from services import names, paging, sql
 from services.fraud import reports, wire
 from services.fraud.assessor import Assessor
-from services.fraud.clients import Parties
+from services.fraud.clients import Accounts
 from services.fraud.domain import refusals
 from services.fraud.domain.sites import SiteIndex
+from services.fraud.domain.tiers import TierIndex
 from services.fraud.feature_lists import FeatureLists
 from services.fraud.labels import Labels
 from services.fraud.recorder import Recorder
@@ -45,7 +46,8 @@ class Desk:
 
     Attributes:
         index: The vendors' sites.
-        parties: Whom to ask about vendors the index does not know.
+        tiers: The payers' tiers.
+        accounts: Whom to ask about vendors the index does not know.
         assessor: Judges payments.
         recorder: Keeps what was judged.
         labels: Keeps what payments turned out to be.
@@ -57,7 +59,8 @@ class Desk:
     """
 
     index: SiteIndex
-    parties: Parties
+    tiers: TierIndex
+    accounts: Accounts
     assessor: Assessor
     recorder: Recorder
     labels: Labels
@@ -84,11 +87,11 @@ class FraudHandlers(fraud_service_pb2_grpc.FraudServiceServicer):
             payment.vendor for payment, found in zip(payments, problems, strict=True) if not found
         }
         await self._learn(vendors, context.time_remaining())
-        judged = await self._desk.assessor.assess(payments, problems, self._desk.index.find)
-        self._desk.recorder.take(judged)
-        return pb.AssessPaymentsResponse(
-            assessments=[wire.answer(each.payment.payment, each.assessment) for each in judged]
+        judged = await self._desk.assessor.assess(
+            payments, problems, self._desk.index.find, self._desk.tiers.find
         )
+        self._desk.recorder.take(judged)
+        return pb.AssessPaymentsResponse(assessments=[each.answer for each in judged])
 
     async def GetAssessment(
         self, request: pb.GetAssessmentRequest, context: Context
@@ -172,7 +175,7 @@ class FraudHandlers(fraud_service_pb2_grpc.FraudServiceServicer):
         if seconds_left is not None:
             deadline = min(deadline, seconds_left / 2)
         try:
-            found = await self._desk.parties.find(unknown, deadline_seconds=deadline)
+            found = await self._desk.accounts.vendors(unknown, deadline_seconds=deadline)
         except AioRpcError as error:
             self._ask_again_at = self._desk.clock() + _PARTIES_PAUSE_SECONDS
             cause = {"vendors": len(unknown), "cause": error.code().name}

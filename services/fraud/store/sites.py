@@ -1,4 +1,4 @@
-"""Fraud's own copy of vendor sites, and how far it has read the stream they come from."""
+"""Fraud's own copy of vendor sites, and how far it has read the streams it keeps copies from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def read_vendors(connection: AsyncConnection) -> dict[str, VendorSites]:
 
 
 async def read_cursor(connection: AsyncConnection, source: str) -> str | None:
-    """How far the stream of a service has been read; None when it never was."""
+    """How far a stream has been read; None when it never was."""
     query = sa.select(stream_cursors.c.position).where(stream_cursors.c.source == source)
     return (await connection.execute(query)).scalar_one_or_none()
 
@@ -85,7 +85,7 @@ async def save_cursor(
 
     Args:
         connection: In the transaction of `lock_cursor`.
-        source: Whose stream.
+        source: What the cursor is kept under.
         earlier: What `lock_cursor` answered.
         position: How far this replica has read.
     """

@@ -23,11 +23,22 @@ sites = sa.Table(
     sa.Column("open", sa.Boolean, nullable=False),
 )
 
+# Who has no row is on the lowest tier.
+tiers = sa.Table(
+    "tiers",
+    metadata,
+    sa.Column("payer_id", sql.Id, primary_key=True),
+    # The account's, when this was read.
+    sa.Column("version", sa.BigInteger, nullable=False),
+    # `domain.tiers.Tier`.
+    sa.Column("tier", sa.String(16), nullable=False),
+)
+
 stream_cursors = sa.Table(
     "stream_cursors",
     metadata,
     sa.Column("source", sa.String(16), primary_key=True),
-    # Everything up to here is in `sites`.
+    # Everything up to here is in `sites` and `tiers`.
     sa.Column("position", sa.String(41), nullable=False),
 )
 

@@ -43,6 +43,16 @@ def user_state_wrong(state: str, needed: str) -> Refusal:
     return Refusal(Kind.PRECONDITION, "USER_STATE_WRONG", message, state=state, needed=needed)
 
 
+def tier_not_applicable(role: str) -> Refusal:
+    message = f"The account of an {role} pays nothing, so it has no tier. Name a payer's account."
+    return Refusal(Kind.PRECONDITION, "TIER_NOT_APPLICABLE", message, role=role)
+
+
+def user_changed(version: int) -> Refusal:
+    message = f"The account has changed since it was read: it has version {version}. Read it again."
+    return Refusal(Kind.PRECONDITION, "USER_CHANGED", message, version=str(version))
+
+
 def self_suspension() -> Refusal:
     message = "You are signed in with this account. Ask another admin to suspend it."
     return Refusal(Kind.PRECONDITION, "SELF_SUSPENSION", message)

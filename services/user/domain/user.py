@@ -30,6 +30,17 @@ class State(enum.Enum):
     SUSPENDED = "SUSPENDED"
 
 
+class Tier(enum.Enum):
+    """How much an account may pay before a person must look; the fraud service has the figures."""
+
+    BASIC = "BASIC"
+    STANDARD = "STANDARD"
+    PLUS = "PLUS"
+
+
+_TIERED_STATES = (State.ACTIVE, State.SUSPENDED)
+
+
 @dataclass(frozen=True, slots=True)
 class User:
     """An account.
@@ -44,6 +55,8 @@ class User:
         create_time: UTC.
         update_time: UTC; when the record last changed.
         version: 1 at first; grows by one with every change of the record, sites included.
+        tier: How much it may pay before a person must look.
+        tier_reason: Why, in the words of the admin who chose the tier; empty while it is the first.
     """
 
     user_id: UUID
@@ -55,6 +68,8 @@ class User:
     create_time: datetime
     update_time: datetime
     version: int
+    tier: Tier = Tier.BASIC
+    tier_reason: str = ""
 
 
 def fold_username(typed: str) -> str | None:
@@ -129,6 +144,33 @@ def reinstate(user: User, reason: str, *, now: datetime) -> User:
         Refusal: user_state_wrong.
     """
     return _move(user, State.SUSPENDED, State.ACTIVE, reason, now)
+
+
+def change_tier(user: User, tier: Tier, reason: str, *, version: int, now: datetime) -> User:
+    """Put an account on a tier. One that has it already is answered as it is.
+
+    A suspended account may be changed too: it can be lowered before it is reinstated.
+
+    Args:
+        user: The account. Not changed.
+        tier: The tier wanted.
+        reason: Why.
+        version: The account's as the admin read it.
+        now: UTC.
+
+    Raises:
+        Refusal: tier_not_applicable, user_state_wrong, user_changed; in this order.
+    """
+    if user.role is Role.ADMIN:
+        raise refusals.tier_not_applicable(user.role.value)
+    if user.state not in _TIERED_STATES:
+        needed = " or ".join(state.value for state in _TIERED_STATES)
+        raise refusals.user_state_wrong(user.state.value, needed)
+    if user.tier is tier:
+        return user
+    if user.version != version:
+        raise refusals.user_changed(user.version)
+    return replace(renew(user, now=now), tier=tier, tier_reason=reason)
 
 
 def renew(user: User, *, now: datetime) -> User:

@@ -119,7 +119,7 @@ class UserService(user_service_pb2_grpc.UserServiceServicer):
     async def ListUsers(
         self, request: pb.ListUsersRequest, context: Context
     ) -> pb.ListUsersResponse:
-        query = ("users", request.state, request.role)
+        query = ("users", request.state, request.role, request.tier)
         before = None
         if request.page_token:
             before = page_position(request.page_token, *query)
@@ -134,6 +134,7 @@ class UserService(user_service_pb2_grpc.UserServiceServicer):
                 limit=size + 1,
                 state=messages.state(request.state),
                 role=role,
+                tier=messages.tier(request.tier),
             )
         )
         page = found[:size]
@@ -176,6 +177,21 @@ class UserService(user_service_pb2_grpc.UserServiceServicer):
             lambda user, now: users.reinstate(user, request.reason, now=now),
         )
         return pb.ReinstateUserResponse(user=user)
+
+    async def ChangeTier(
+        self, request: pb.ChangeTierRequest, context: Context
+    ) -> pb.ChangeTierResponse:
+        tier = messages.tier(request.tier)
+        assert tier is not None
+        user = await self._move(
+            request.name,
+            identity.caller().subject,
+            Change.CHANGE_TIER,
+            lambda user, now: users.change_tier(
+                user, tier, request.reason, version=request.version, now=now
+            ),
+        )
+        return pb.ChangeTierResponse(user=user)
 
     async def SuspendUser(
         self, request: pb.SuspendUserRequest, context: Context

@@ -21,9 +21,13 @@ users = sa.Table(
     sa.Column("create_time", sql.Instant, nullable=False),
     sa.Column("update_time", sql.Instant, nullable=False),
     sa.Column("version", sa.BigInteger, nullable=False),
+    # With defaults, because replicas of before there were tiers write rows without them while an update is under way.
+    sa.Column("tier", sa.String(16), nullable=False, server_default="BASIC"),
+    sa.Column("tier_reason", sa.String(500), nullable=False, server_default=""),
     sa.UniqueConstraint("username", name="users_username"),
     sa.Index("users_state", "state", "user_id"),
     sa.Index("users_role", "role", "user_id"),
+    sa.Index("users_tier", "tier", "user_id"),
 )
 
 # Apart from `users`, so that no query about an account carries a hash along.

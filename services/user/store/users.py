@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.user.domain.lockout import Attempts
 from services.user.domain.site import Position, Site
-from services.user.domain.user import Role, State, User
+from services.user.domain.user import Role, State, Tier, User
 from services.user.store.tables import attempts, credentials, sites, users
 
 
@@ -61,6 +61,7 @@ async def list_users(
     limit: int,
     state: State | None,
     role: Role | None,
+    tier: Tier | None,
 ) -> list[User]:
     """Accounts older than `before`, newest first."""
     query = sa.select(users).order_by(users.c.user_id.desc()).limit(limit)
@@ -70,6 +71,8 @@ async def list_users(
         query = query.where(users.c.state == state.value)
     if role is not None:
         query = query.where(users.c.role == role.value)
+    if tier is not None:
+        query = query.where(users.c.tier == tier.value)
     return [_user(row) for row in await connection.execute(query)]
 
 
@@ -250,6 +253,8 @@ def _values(user: User) -> dict[str, Any]:
         "create_time": user.create_time,
         "update_time": user.update_time,
         "version": user.version,
+        "tier": user.tier.value,
+        "tier_reason": user.tier_reason,
     }
 
 
@@ -264,6 +269,8 @@ def _user(row: sa.Row[Any]) -> User:
         row.create_time,
         row.update_time,
         row.version,
+        Tier(row.tier),
+        row.tier_reason,
     )
 
 

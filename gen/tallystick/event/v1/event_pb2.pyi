@@ -88,7 +88,7 @@ class Event(_message.Message):
 
     @_builtins.property
     def user_changed(self) -> Global___UserChanged:
-        """A registration, an approval, a suspension, a new site."""
+        """A registration, an approval, a suspension, another tier, a new site."""
 
     @_builtins.property
     def tokens_revoked(self) -> Global___TokensRevoked:
@@ -284,6 +284,8 @@ class UserChanged(_message.Message):
         """A site was registered or closed."""
         CHANGE_PASSWORD: UserChanged._Change.ValueType  # 7
         """The password was changed."""
+        CHANGE_TIER: UserChanged._Change.ValueType  # 8
+        """Put on another tier."""
 
     class Change(_Change, metaclass=_ChangeEnumTypeWrapper):
         """What changed."""
@@ -304,6 +306,8 @@ class UserChanged(_message.Message):
     """A site was registered or closed."""
     CHANGE_PASSWORD: UserChanged.Change.ValueType  # 7
     """The password was changed."""
+    CHANGE_TIER: UserChanged.Change.ValueType  # 8
+    """Put on another tier."""
 
     CHANGE_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int

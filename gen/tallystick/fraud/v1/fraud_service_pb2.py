@@ -28,9 +28,10 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from tallystick.access.v1 import access_pb2 as tallystick_dot_access_dot_v1_dot_access__pb2
 from tallystick.type.v1 import money_pb2 as tallystick_dot_type_dot_v1_dot_money__pb2
 from tallystick.type.v1 import position_pb2 as tallystick_dot_type_dot_v1_dot_position__pb2
+from tallystick.user.v1 import user_pb2 as tallystick_dot_user_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/fraud/v1/fraud_service.proto\x12\x13tallystick.fraud.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\"^\n\x15\x41ssessPaymentsRequest\x12\x45\n\x08payments\x18\x01 \x03(\x0b\x32!.tallystick.fraud.v1.PaymentFactsB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"\xb3\x03\n\x0cPaymentFacts\x12\x18\n\x07payment\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12G\n\x05payer\x18\x02 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12H\n\x06vendor\x18\x03 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x31\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x08position\x18\x06 \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12.\n\noccur_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07offline\x18\x08 \x01(\x08\x12+\n\x08\x63ode_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x06\x64\x65vice\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\"N\n\x16\x41ssessPaymentsResponse\x12\x34\n\x0b\x61ssessments\x18\x01 \x03(\x0b\x32\x1f.tallystick.fraud.v1.Assessment\"\xfb\x01\n\nAssessment\x12\x0f\n\x07payment\x18\x01 \x01(\t\x12:\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32(.tallystick.fraud.v1.Assessment.Decision\x12\r\n\x05score\x18\x03 \x01(\x05\x12,\n\x07signals\x18\x04 \x03(\x0b\x32\x1b.tallystick.fraud.v1.Signal\"c\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_REVIEW\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_DECLINE\x10\x03\"\xc8\x03\n\x06Signal\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .tallystick.fraud.v1.Signal.Code\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x05\"\xdd\x02\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ODE_DISTANCE_OVER_LIMIT\x10\x01\x12\x19\n\x15\x43ODE_POSITION_MISSING\x10\x02\x12\x18\n\x14\x43ODE_POSITION_MOCKED\x10\x03\x12\x15\n\x11\x43ODE_SITE_UNKNOWN\x10\x04\x12!\n\x1d\x43ODE_AMOUNT_OVER_REVIEW_LIMIT\x10\x05\x12\x1a\n\x16\x43ODE_AMOUNT_OVER_LIMIT\x10\x06\x12\x16\n\x12\x43ODE_FACTS_INVALID\x10\x07\x12\r\n\tCODE_RULE\x10\x08\x12\x0e\n\nCODE_MODEL\x10\t\x12\x1c\n\x18\x43ODE_HISTORY_UNAVAILABLE\x10\n\x12\x14\n\x10\x43ODE_RULE_FAILED\x10\x0b\x12\x14\n\x10\x43ODE_DENY_LISTED\x10\x0c\x12\x15\n\x11\x43ODE_ALLOW_LISTED\x10\r\"\xf1\x02\n\x05\x41lert\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.tallystick.fraud.v1.Alert.Kind\x12\x0f\n\x07payment\x18\x03 \x01(\t\x12\r\n\x05payer\x18\x04 \x01(\t\x12\x0e\n\x06vendor\x18\x05 \x01(\t\x12:\n\x08\x64\x65\x63ision\x18\x06 \x01(\x0e\x32(.tallystick.fraud.v1.Assessment.Decision\x12\r\n\x05score\x18\x07 \x01(\x05\x12\x0f\n\x07reasons\x18\x08 \x03(\t\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_PAYMENT\x10\x01\x12\x16\n\x12KIND_GUARD_TRIPPED\x10\x02\x12\x16\n\x12KIND_MODEL_MISSING\x10\x03\"d\n\x14GetAssessmentRequest\x12L\n\x07payment\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\"\x81\x04\n\x15GetAssessmentResponse\x12\x33\n\nassessment\x18\x01 \x01(\x0b\x32\x1f.tallystick.fraud.v1.Assessment\x12\x30\n\x05\x66\x61\x63ts\x18\x02 \x01(\x0b\x32!.tallystick.fraud.v1.PaymentFacts\x12.\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1c.tallystick.fraud.v1.Feature\x12\x33\n\x0eshadow_signals\x18\x04 \x03(\x0b\x32\x1b.tallystick.fraud.v1.Signal\x12\x13\n\x0bmodel_score\x18\x05 \x01(\x01\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x16\n\x0erules_revision\x18\x07 \x01(\x03\x12\x15\n\rhistory_known\x18\x08 \x01(\x08\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05label\x18\n \x01(\x0b\x32\x1a.tallystick.fraud.v1.Label\x12\x35\n\tincidents\x18\x0b \x01(\x0b\x32\".tallystick.fraud.v1.CodeIncidents\x12\x18\n\x10\x66\x65\x61tures_version\x18\x0c \x01(\t\x12\x14\n\x0cmodel_silent\x18\r \x01(\x08\"c\n\rCodeIncidents\x12\x1a\n\x12vendor_wrong_codes\x18\x01 \x01(\x01\x12\x19\n\x11vendor_duplicates\x18\x02 \x01(\x01\x12\x1b\n\x13payer_double_spends\x18\x03 \x01(\x01\"E\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0f\n\x07meaning\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\x01\"\x8a\x02\n\x05Label\x12\r\n\x05\x66raud\x18\x01 \x01(\x08\x12\x31\n\x06source\x18\x02 \x01(\x0e\x32!.tallystick.fraud.v1.Label.Source\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"v\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n\rSOURCE_REVIEW\x10\x01\x12\x15\n\x11SOURCE_CHARGEBACK\x10\x02\x12\x13\n\x0fSOURCE_OPERATOR\x10\x03\x12\x15\n\x11SOURCE_UNDISPUTED\x10\x04\"\x82\x01\n\x11ListAlertsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x30\n\x06\x66ilter\x18\x03 \x01(\x0b\x32 .tallystick.fraud.v1.AlertFilter\"\x8e\x02\n\x0b\x41lertFilter\x12\x37\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.tallystick.fraud.v1.Alert.KindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x44\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32(.tallystick.fraud.v1.Assessment.DecisionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tscore_min\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x17\n\x06reason\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18(\x12I\n\x04user\x18\x05 \x01(\tB;\xbaH8r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\xd8\x01\x01\"Y\n\x12ListAlertsResponse\x12*\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x1a.tallystick.fraud.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"_\n\x12WatchAlertsRequest\x12\x17\n\x06\x63ursor\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x30\n\x06\x66ilter\x18\x02 \x01(\x0b\x32 .tallystick.fraud.v1.AlertFilter\"P\n\x13WatchAlertsResponse\x12)\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x1a.tallystick.fraud.v1.Alert\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\xcd\x01\n\x13LabelPaymentRequest\x12L\n\x07payment\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\r\n\x05\x66raud\x18\x02 \x01(\x08\x12=\n\x06source\x18\x03 \x01(\x0e\x32!.tallystick.fraud.v1.Label.SourceB\n\xbaH\x07\x82\x01\x04\x18\x02\x18\x03\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"A\n\x14LabelPaymentResponse\x12)\n\x05label\x18\x01 \x01(\x0b\x32\x1a.tallystick.fraud.v1.Label\"\x99\x01\n\x13GetPrecisionRequest\x12\x41\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\xe0\xcb\xff\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\xe0\xcb\xff\xaf\x07\x32\x00\"\x80\x01\n\x14GetPrecisionResponse\x12\x35\n\x07reasons\x18\x01 \x03(\x0b\x32$.tallystick.fraud.v1.ReasonPrecision\x12\x31\n\x05\x62\x61nds\x18\x02 \x03(\x0b\x32\".tallystick.fraud.v1.BandPrecision\";\n\x08Outcomes\x12\x10\n\x08payments\x18\x01 \x01(\x03\x12\r\n\x05\x66raud\x18\x02 \x01(\x03\x12\x0e\n\x06honest\x18\x03 \x01(\x03\"\x8d\x01\n\x0fReasonPrecision\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06shadow\x18\x02 \x01(\x08\x12+\n\x04said\x18\x03 \x01(\x0b\x32\x1d.tallystick.fraud.v1.Outcomes\x12-\n\x06passed\x18\x04 \x01(\x0b\x32\x1d.tallystick.fraud.v1.Outcomes\"f\n\rBandPrecision\x12\x12\n\nscore_from\x18\x01 \x01(\x05\x12\x10\n\x08score_to\x18\x02 \x01(\x05\x12/\n\x08outcomes\x18\x03 \x01(\x0b\x32\x1d.tallystick.fraud.v1.Outcomes2\xd1\x05\n\x0c\x46raudService\x12\x85\x01\n\x0e\x41ssessPayments\x12*.tallystick.fraud.v1.AssessPaymentsRequest\x1a+.tallystick.fraud.v1.AssessPaymentsResponse\"\x1a\x8a\xb5\x18\x16\x1a\x07payment\x1a\x07offline:\x02\x08\x02\x12s\n\rGetAssessment\x12).tallystick.fraud.v1.GetAssessmentRequest\x1a*.tallystick.fraud.v1.GetAssessmentResponse\"\x0b\x8a\xb5\x18\x07\x12\x01\x03 \x05\x30\x01\x12j\n\nListAlerts\x12&.tallystick.fraud.v1.ListAlertsRequest\x1a\'.tallystick.fraud.v1.ListAlertsResponse\"\x0b\x8a\xb5\x18\x07\x12\x01\x03 \x05\x30\x01\x12r\n\x0bWatchAlerts\x12\'.tallystick.fraud.v1.WatchAlertsRequest\x1a(.tallystick.fraud.v1.WatchAlertsResponse\"\x0e\x8a\xb5\x18\n\x12\x01\x03 \x05:\x03\x08\x90\x1c\x30\x01\x12n\n\x0cLabelPayment\x12(.tallystick.fraud.v1.LabelPaymentRequest\x1a).tallystick.fraud.v1.LabelPaymentResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12t\n\x0cGetPrecision\x12(.tallystick.fraud.v1.GetPrecisionRequest\x1a).tallystick.fraud.v1.GetPrecisionResponse\"\x0f\x8a\xb5\x18\x0b\x12\x01\x03 \x05\x30\x01:\x02\x08<b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\'tallystick/fraud/v1/fraud_service.proto\x12\x13tallystick.fraud.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\x1a\x1etallystick/type/v1/money.proto\x1a!tallystick/type/v1/position.proto\x1a\x1dtallystick/user/v1/user.proto\"^\n\x15\x41ssessPaymentsRequest\x12\x45\n\x08payments\x18\x01 \x03(\x0b\x32!.tallystick.fraud.v1.PaymentFactsB\x10\xbaH\r\x92\x01\n\x08\x01\x10\xe8\x07\"\x03\xd8\x01\x03\"\xb3\x03\n\x0cPaymentFacts\x12\x18\n\x07payment\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x10\x01\x12G\n\x05payer\x18\x02 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12H\n\x06vendor\x18\x03 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x0c\n\x04site\x18\x04 \x01(\t\x12\x31\n\x06\x61mount\x18\x05 \x01(\x0b\x32\x19.tallystick.type.v1.MoneyB\x06\xbaH\x03\xc8\x01\x01\x12.\n\x08position\x18\x06 \x01(\x0b\x32\x1c.tallystick.type.v1.Position\x12.\n\noccur_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07offline\x18\x08 \x01(\x08\x12+\n\x08\x63ode_age\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x17\n\x06\x64\x65vice\x18\n \x01(\tB\x07\xbaH\x04r\x02\x18@\"N\n\x16\x41ssessPaymentsResponse\x12\x34\n\x0b\x61ssessments\x18\x01 \x03(\x0b\x32\x1f.tallystick.fraud.v1.Assessment\"\xfb\x01\n\nAssessment\x12\x0f\n\x07payment\x18\x01 \x01(\t\x12:\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32(.tallystick.fraud.v1.Assessment.Decision\x12\r\n\x05score\x18\x03 \x01(\x05\x12,\n\x07signals\x18\x04 \x03(\x0b\x32\x1b.tallystick.fraud.v1.Signal\"c\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x13\n\x0f\x44\x45\x43ISION_REVIEW\x10\x02\x12\x14\n\x10\x44\x45\x43ISION_DECLINE\x10\x03\"\xc8\x03\n\x06Signal\x12.\n\x04\x63ode\x18\x01 \x01(\x0e\x32 .tallystick.fraud.v1.Signal.Code\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06weight\x18\x04 \x01(\x05\"\xdd\x02\n\x04\x43ode\x12\x14\n\x10\x43ODE_UNSPECIFIED\x10\x00\x12\x1c\n\x18\x43ODE_DISTANCE_OVER_LIMIT\x10\x01\x12\x19\n\x15\x43ODE_POSITION_MISSING\x10\x02\x12\x18\n\x14\x43ODE_POSITION_MOCKED\x10\x03\x12\x15\n\x11\x43ODE_SITE_UNKNOWN\x10\x04\x12!\n\x1d\x43ODE_AMOUNT_OVER_REVIEW_LIMIT\x10\x05\x12\x1a\n\x16\x43ODE_AMOUNT_OVER_LIMIT\x10\x06\x12\x16\n\x12\x43ODE_FACTS_INVALID\x10\x07\x12\r\n\tCODE_RULE\x10\x08\x12\x0e\n\nCODE_MODEL\x10\t\x12\x1c\n\x18\x43ODE_HISTORY_UNAVAILABLE\x10\n\x12\x14\n\x10\x43ODE_RULE_FAILED\x10\x0b\x12\x14\n\x10\x43ODE_DENY_LISTED\x10\x0c\x12\x15\n\x11\x43ODE_ALLOW_LISTED\x10\r\"\xf1\x02\n\x05\x41lert\x12\x0c\n\x04name\x18\x01 \x01(\t\x12-\n\x04kind\x18\x02 \x01(\x0e\x32\x1f.tallystick.fraud.v1.Alert.Kind\x12\x0f\n\x07payment\x18\x03 \x01(\t\x12\r\n\x05payer\x18\x04 \x01(\t\x12\x0e\n\x06vendor\x18\x05 \x01(\t\x12:\n\x08\x64\x65\x63ision\x18\x06 \x01(\x0e\x32(.tallystick.fraud.v1.Assessment.Decision\x12\r\n\x05score\x18\x07 \x01(\x05\x12\x0f\n\x07reasons\x18\x08 \x03(\t\x12\x0e\n\x06\x64\x65tail\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x10\n\x0cKIND_PAYMENT\x10\x01\x12\x16\n\x12KIND_GUARD_TRIPPED\x10\x02\x12\x16\n\x12KIND_MODEL_MISSING\x10\x03\"d\n\x14GetAssessmentRequest\x12L\n\x07payment\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\"\xb4\x04\n\x15GetAssessmentResponse\x12\x33\n\nassessment\x18\x01 \x01(\x0b\x32\x1f.tallystick.fraud.v1.Assessment\x12\x30\n\x05\x66\x61\x63ts\x18\x02 \x01(\x0b\x32!.tallystick.fraud.v1.PaymentFacts\x12.\n\x08\x66\x65\x61tures\x18\x03 \x03(\x0b\x32\x1c.tallystick.fraud.v1.Feature\x12\x33\n\x0eshadow_signals\x18\x04 \x03(\x0b\x32\x1b.tallystick.fraud.v1.Signal\x12\x13\n\x0bmodel_score\x18\x05 \x01(\x01\x12\x15\n\rmodel_version\x18\x06 \x01(\t\x12\x16\n\x0erules_revision\x18\x07 \x01(\x03\x12\x15\n\rhistory_known\x18\x08 \x01(\x08\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05label\x18\n \x01(\x0b\x32\x1a.tallystick.fraud.v1.Label\x12\x35\n\tincidents\x18\x0b \x01(\x0b\x32\".tallystick.fraud.v1.CodeIncidents\x12\x18\n\x10\x66\x65\x61tures_version\x18\x0c \x01(\t\x12\x14\n\x0cmodel_silent\x18\r \x01(\x08\x12\x31\n\npayer_tier\x18\x0e \x01(\x0e\x32\x1d.tallystick.user.v1.User.Tier\"c\n\rCodeIncidents\x12\x1a\n\x12vendor_wrong_codes\x18\x01 \x01(\x01\x12\x19\n\x11vendor_duplicates\x18\x02 \x01(\x01\x12\x1b\n\x13payer_double_spends\x18\x03 \x01(\x01\"E\n\x07\x46\x65\x61ture\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\x0f\n\x07meaning\x18\x03 \x01(\t\x12\r\n\x05value\x18\x04 \x01(\x01\"\x8a\x02\n\x05Label\x12\r\n\x05\x66raud\x18\x01 \x01(\x08\x12\x31\n\x06source\x18\x02 \x01(\x0e\x32!.tallystick.fraud.v1.Label.Source\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\r\n\x05\x61\x63tor\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"v\n\x06Source\x12\x16\n\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n\rSOURCE_REVIEW\x10\x01\x12\x15\n\x11SOURCE_CHARGEBACK\x10\x02\x12\x13\n\x0fSOURCE_OPERATOR\x10\x03\x12\x15\n\x11SOURCE_UNDISPUTED\x10\x04\"\x82\x01\n\x11ListAlertsRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x30\n\x06\x66ilter\x18\x03 \x01(\x0b\x32 .tallystick.fraud.v1.AlertFilter\"\x8e\x02\n\x0b\x41lertFilter\x12\x37\n\x04kind\x18\x01 \x01(\x0e\x32\x1f.tallystick.fraud.v1.Alert.KindB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x44\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32(.tallystick.fraud.v1.Assessment.DecisionB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x1c\n\tscore_min\x18\x03 \x01(\x05\x42\t\xbaH\x06\x1a\x04\x18\x64(\x00\x12\x17\n\x06reason\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18(\x12I\n\x04user\x18\x05 \x01(\tB;\xbaH8r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\xd8\x01\x01\"Y\n\x12ListAlertsResponse\x12*\n\x06\x61lerts\x18\x01 \x03(\x0b\x32\x1a.tallystick.fraud.v1.Alert\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"_\n\x12WatchAlertsRequest\x12\x17\n\x06\x63ursor\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x30\n\x06\x66ilter\x18\x02 \x01(\x0b\x32 .tallystick.fraud.v1.AlertFilter\"P\n\x13WatchAlertsResponse\x12)\n\x05\x61lert\x18\x01 \x01(\x0b\x32\x1a.tallystick.fraud.v1.Alert\x12\x0e\n\x06\x63ursor\x18\x02 \x01(\t\"\xcd\x01\n\x13LabelPaymentRequest\x12L\n\x07payment\x18\x01 \x01(\tB;\xbaH8r624^payments/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\r\n\x05\x66raud\x18\x02 \x01(\x08\x12=\n\x06source\x18\x03 \x01(\x0e\x32!.tallystick.fraud.v1.Label.SourceB\n\xbaH\x07\x82\x01\x04\x18\x02\x18\x03\x12\x1a\n\x06reason\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"A\n\x14LabelPaymentResponse\x12)\n\x05label\x18\x01 \x01(\x0b\x32\x1a.tallystick.fraud.v1.Label\"\x99\x01\n\x13GetPrecisionRequest\x12\x41\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\xe0\xcb\xff\xaf\x07\x32\x00\x12?\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\xbaH\x0e\xb2\x01\x0b\x1a\x07\x08\x80\xe0\xcb\xff\xaf\x07\x32\x00\"\x80\x01\n\x14GetPrecisionResponse\x12\x35\n\x07reasons\x18\x01 \x03(\x0b\x32$.tallystick.fraud.v1.ReasonPrecision\x12\x31\n\x05\x62\x61nds\x18\x02 \x03(\x0b\x32\".tallystick.fraud.v1.BandPrecision\";\n\x08Outcomes\x12\x10\n\x08payments\x18\x01 \x01(\x03\x12\r\n\x05\x66raud\x18\x02 \x01(\x03\x12\x0e\n\x06honest\x18\x03 \x01(\x03\"\x8d\x01\n\x0fReasonPrecision\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0e\n\x06shadow\x18\x02 \x01(\x08\x12+\n\x04said\x18\x03 \x01(\x0b\x32\x1d.tallystick.fraud.v1.Outcomes\x12-\n\x06passed\x18\x04 \x01(\x0b\x32\x1d.tallystick.fraud.v1.Outcomes\"f\n\rBandPrecision\x12\x12\n\nscore_from\x18\x01 \x01(\x05\x12\x10\n\x08score_to\x18\x02 \x01(\x05\x12/\n\x08outcomes\x18\x03 \x01(\x0b\x32\x1d.tallystick.fraud.v1.Outcomes2\xd1\x05\n\x0c\x46raudService\x12\x85\x01\n\x0e\x41ssessPayments\x12*.tallystick.fraud.v1.AssessPaymentsRequest\x1a+.tallystick.fraud.v1.AssessPaymentsResponse\"\x1a\x8a\xb5\x18\x16\x1a\x07payment\x1a\x07offline:\x02\x08\x02\x12s\n\rGetAssessment\x12).tallystick.fraud.v1.GetAssessmentRequest\x1a*.tallystick.fraud.v1.GetAssessmentResponse\"\x0b\x8a\xb5\x18\x07\x12\x01\x03 \x05\x30\x01\x12j\n\nListAlerts\x12&.tallystick.fraud.v1.ListAlertsRequest\x1a\'.tallystick.fraud.v1.ListAlertsResponse\"\x0b\x8a\xb5\x18\x07\x12\x01\x03 \x05\x30\x01\x12r\n\x0bWatchAlerts\x12\'.tallystick.fraud.v1.WatchAlertsRequest\x1a(.tallystick.fraud.v1.WatchAlertsResponse\"\x0e\x8a\xb5\x18\n\x12\x01\x03 \x05:\x03\x08\x90\x1c\x30\x01\x12n\n\x0cLabelPayment\x12(.tallystick.fraud.v1.LabelPaymentRequest\x1a).tallystick.fraud.v1.LabelPaymentResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12t\n\x0cGetPrecision\x12(.tallystick.fraud.v1.GetPrecisionRequest\x1a).tallystick.fraud.v1.GetPrecisionResponse\"\x0f\x8a\xb5\x18\x0b\x12\x01\x03 \x05\x30\x01:\x02\x08<b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -89,60 +90,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FRAUDSERVICE'].methods_by_name['LabelPayment']._serialized_options = b'\212\265\030\005\022\001\003 \005'
   _globals['_FRAUDSERVICE'].methods_by_name['GetPrecision']._loaded_options = None
   _globals['_FRAUDSERVICE'].methods_by_name['GetPrecision']._serialized_options = b'\212\265\030\013\022\001\003 \0050\001:\002\010<'
-  _globals['_ASSESSPAYMENTSREQUEST']._serialized_start=260
-  _globals['_ASSESSPAYMENTSREQUEST']._serialized_end=354
-  _globals['_PAYMENTFACTS']._serialized_start=357
-  _globals['_PAYMENTFACTS']._serialized_end=792
-  _globals['_ASSESSPAYMENTSRESPONSE']._serialized_start=794
-  _globals['_ASSESSPAYMENTSRESPONSE']._serialized_end=872
-  _globals['_ASSESSMENT']._serialized_start=875
-  _globals['_ASSESSMENT']._serialized_end=1126
-  _globals['_ASSESSMENT_DECISION']._serialized_start=1027
-  _globals['_ASSESSMENT_DECISION']._serialized_end=1126
-  _globals['_SIGNAL']._serialized_start=1129
-  _globals['_SIGNAL']._serialized_end=1585
-  _globals['_SIGNAL_CODE']._serialized_start=1236
-  _globals['_SIGNAL_CODE']._serialized_end=1585
-  _globals['_ALERT']._serialized_start=1588
-  _globals['_ALERT']._serialized_end=1957
-  _globals['_ALERT_KIND']._serialized_start=1863
-  _globals['_ALERT_KIND']._serialized_end=1957
-  _globals['_GETASSESSMENTREQUEST']._serialized_start=1959
-  _globals['_GETASSESSMENTREQUEST']._serialized_end=2059
-  _globals['_GETASSESSMENTRESPONSE']._serialized_start=2062
-  _globals['_GETASSESSMENTRESPONSE']._serialized_end=2575
-  _globals['_CODEINCIDENTS']._serialized_start=2577
-  _globals['_CODEINCIDENTS']._serialized_end=2676
-  _globals['_FEATURE']._serialized_start=2678
-  _globals['_FEATURE']._serialized_end=2747
-  _globals['_LABEL']._serialized_start=2750
-  _globals['_LABEL']._serialized_end=3016
-  _globals['_LABEL_SOURCE']._serialized_start=2898
-  _globals['_LABEL_SOURCE']._serialized_end=3016
-  _globals['_LISTALERTSREQUEST']._serialized_start=3019
-  _globals['_LISTALERTSREQUEST']._serialized_end=3149
-  _globals['_ALERTFILTER']._serialized_start=3152
-  _globals['_ALERTFILTER']._serialized_end=3422
-  _globals['_LISTALERTSRESPONSE']._serialized_start=3424
-  _globals['_LISTALERTSRESPONSE']._serialized_end=3513
-  _globals['_WATCHALERTSREQUEST']._serialized_start=3515
-  _globals['_WATCHALERTSREQUEST']._serialized_end=3610
-  _globals['_WATCHALERTSRESPONSE']._serialized_start=3612
-  _globals['_WATCHALERTSRESPONSE']._serialized_end=3692
-  _globals['_LABELPAYMENTREQUEST']._serialized_start=3695
-  _globals['_LABELPAYMENTREQUEST']._serialized_end=3900
-  _globals['_LABELPAYMENTRESPONSE']._serialized_start=3902
-  _globals['_LABELPAYMENTRESPONSE']._serialized_end=3967
-  _globals['_GETPRECISIONREQUEST']._serialized_start=3970
-  _globals['_GETPRECISIONREQUEST']._serialized_end=4123
-  _globals['_GETPRECISIONRESPONSE']._serialized_start=4126
-  _globals['_GETPRECISIONRESPONSE']._serialized_end=4254
-  _globals['_OUTCOMES']._serialized_start=4256
-  _globals['_OUTCOMES']._serialized_end=4315
-  _globals['_REASONPRECISION']._serialized_start=4318
-  _globals['_REASONPRECISION']._serialized_end=4459
-  _globals['_BANDPRECISION']._serialized_start=4461
-  _globals['_BANDPRECISION']._serialized_end=4563
-  _globals['_FRAUDSERVICE']._serialized_start=4566
-  _globals['_FRAUDSERVICE']._serialized_end=5287
+  _globals['_ASSESSPAYMENTSREQUEST']._serialized_start=291
+  _globals['_ASSESSPAYMENTSREQUEST']._serialized_end=385
+  _globals['_PAYMENTFACTS']._serialized_start=388
+  _globals['_PAYMENTFACTS']._serialized_end=823
+  _globals['_ASSESSPAYMENTSRESPONSE']._serialized_start=825
+  _globals['_ASSESSPAYMENTSRESPONSE']._serialized_end=903
+  _globals['_ASSESSMENT']._serialized_start=906
+  _globals['_ASSESSMENT']._serialized_end=1157
+  _globals['_ASSESSMENT_DECISION']._serialized_start=1058
+  _globals['_ASSESSMENT_DECISION']._serialized_end=1157
+  _globals['_SIGNAL']._serialized_start=1160
+  _globals['_SIGNAL']._serialized_end=1616
+  _globals['_SIGNAL_CODE']._serialized_start=1267
+  _globals['_SIGNAL_CODE']._serialized_end=1616
+  _globals['_ALERT']._serialized_start=1619
+  _globals['_ALERT']._serialized_end=1988
+  _globals['_ALERT_KIND']._serialized_start=1894
+  _globals['_ALERT_KIND']._serialized_end=1988
+  _globals['_GETASSESSMENTREQUEST']._serialized_start=1990
+  _globals['_GETASSESSMENTREQUEST']._serialized_end=2090
+  _globals['_GETASSESSMENTRESPONSE']._serialized_start=2093
+  _globals['_GETASSESSMENTRESPONSE']._serialized_end=2657
+  _globals['_CODEINCIDENTS']._serialized_start=2659
+  _globals['_CODEINCIDENTS']._serialized_end=2758
+  _globals['_FEATURE']._serialized_start=2760
+  _globals['_FEATURE']._serialized_end=2829
+  _globals['_LABEL']._serialized_start=2832
+  _globals['_LABEL']._serialized_end=3098
+  _globals['_LABEL_SOURCE']._serialized_start=2980
+  _globals['_LABEL_SOURCE']._serialized_end=3098
+  _globals['_LISTALERTSREQUEST']._serialized_start=3101
+  _globals['_LISTALERTSREQUEST']._serialized_end=3231
+  _globals['_ALERTFILTER']._serialized_start=3234
+  _globals['_ALERTFILTER']._serialized_end=3504
+  _globals['_LISTALERTSRESPONSE']._serialized_start=3506
+  _globals['_LISTALERTSRESPONSE']._serialized_end=3595
+  _globals['_WATCHALERTSREQUEST']._serialized_start=3597
+  _globals['_WATCHALERTSREQUEST']._serialized_end=3692
+  _globals['_WATCHALERTSRESPONSE']._serialized_start=3694
+  _globals['_WATCHALERTSRESPONSE']._serialized_end=3774
+  _globals['_LABELPAYMENTREQUEST']._serialized_start=3777
+  _globals['_LABELPAYMENTREQUEST']._serialized_end=3982
+  _globals['_LABELPAYMENTRESPONSE']._serialized_start=3984
+  _globals['_LABELPAYMENTRESPONSE']._serialized_end=4049
+  _globals['_GETPRECISIONREQUEST']._serialized_start=4052
+  _globals['_GETPRECISIONREQUEST']._serialized_end=4205
+  _globals['_GETPRECISIONRESPONSE']._serialized_start=4208
+  _globals['_GETPRECISIONRESPONSE']._serialized_end=4336
+  _globals['_OUTCOMES']._serialized_start=4338
+  _globals['_OUTCOMES']._serialized_end=4397
+  _globals['_REASONPRECISION']._serialized_start=4400
+  _globals['_REASONPRECISION']._serialized_end=4541
+  _globals['_BANDPRECISION']._serialized_start=4543
+  _globals['_BANDPRECISION']._serialized_end=4645
+  _globals['_FRAUDSERVICE']._serialized_start=4648
+  _globals['_FRAUDSERVICE']._serialized_end=5369
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from tallystick.type.v1 import money_pb2 as _money_pb2
 from tallystick.type.v1 import position_pb2 as _position_pb2
+from tallystick.user.v1 import user_pb2 as _user_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -225,7 +226,7 @@ class Signal(_message.Message):
         CODE_SITE_UNKNOWN: Signal._Code.ValueType  # 4
         """The vendor has no open site on record to measure from."""
         CODE_AMOUNT_OVER_REVIEW_LIMIT: Signal._Code.ValueType  # 5
-        """More than one payment may be without a look."""
+        """More than one payment of the payer's tier may be without a look."""
         CODE_AMOUNT_OVER_LIMIT: Signal._Code.ValueType  # 6
         """More than one payment may be at all."""
         CODE_FACTS_INVALID: Signal._Code.ValueType  # 7
@@ -257,7 +258,7 @@ class Signal(_message.Message):
     CODE_SITE_UNKNOWN: Signal.Code.ValueType  # 4
     """The vendor has no open site on record to measure from."""
     CODE_AMOUNT_OVER_REVIEW_LIMIT: Signal.Code.ValueType  # 5
-    """More than one payment may be without a look."""
+    """More than one payment of the payer's tier may be without a look."""
     CODE_AMOUNT_OVER_LIMIT: Signal.Code.ValueType  # 6
     """More than one payment may be at all."""
     CODE_FACTS_INVALID: Signal.Code.ValueType  # 7
@@ -433,6 +434,7 @@ class GetAssessmentResponse(_message.Message):
     INCIDENTS_FIELD_NUMBER: _builtins.int
     FEATURES_VERSION_FIELD_NUMBER: _builtins.int
     MODEL_SILENT_FIELD_NUMBER: _builtins.int
+    PAYER_TIER_FIELD_NUMBER: _builtins.int
     model_score: _builtins.float
     """The model's score, 0 to 99; -1 without a model."""
     model_version: _builtins.str
@@ -445,6 +447,10 @@ class GetAssessmentResponse(_message.Message):
     """Which list of features; empty when there are none, and for what was assessed before lists were told apart."""
     model_silent: _builtins.bool
     """The model was not listened to: the payer was a newcomer where newcomers are usual."""
+    payer_tier: _user_pb2.User.Tier.ValueType
+    """The payer's tier as it was known then: what limits by tier were measured by. TIER_BASIC for a payer nobody knew;
+    unspecified where what came broke the contract, and, standing for TIER_BASIC, before there were tiers.
+    """
     @_builtins.property
     def assessment(self) -> Global___Assessment:
         """As it was answered."""
@@ -491,10 +497,11 @@ class GetAssessmentResponse(_message.Message):
         incidents: Global___CodeIncidents | None = ...,
         features_version: _builtins.str = ...,
         model_silent: _builtins.bool = ...,
+        payer_tier: _user_pb2.User.Tier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "incidents", b"incidents", "label", b"label"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "features", b"features", "features_version", b"features_version", "history_known", b"history_known", "incidents", b"incidents", "label", b"label", "model_score", b"model_score", "model_silent", b"model_silent", "model_version", b"model_version", "rules_revision", b"rules_revision", "shadow_signals", b"shadow_signals"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assessment", b"assessment", "create_time", b"create_time", "facts", b"facts", "features", b"features", "features_version", b"features_version", "history_known", b"history_known", "incidents", b"incidents", "label", b"label", "model_score", b"model_score", "model_silent", b"model_silent", "model_version", b"model_version", "payer_tier", b"payer_tier", "rules_revision", b"rules_revision", "shadow_signals", b"shadow_signals"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

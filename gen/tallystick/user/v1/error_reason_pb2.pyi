@@ -76,6 +76,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The assertion was used before. Sign a new one."""
     ERROR_REASON_TERMINAL_REVOKED: _ErrorReason.ValueType  # 23
     """The terminal was revoked. Export its journal and upload it as its vendor. Metadata: `name`, `revokeTime`."""
+    ERROR_REASON_TIER_NOT_APPLICABLE: _ErrorReason.ValueType  # 24
+    """The account pays nothing, so it has no tier to change. Metadata: `role`."""
+    ERROR_REASON_USER_CHANGED: _ErrorReason.ValueType  # 25
+    """Somebody changed the account since it was read. Read it again and decide anew. Metadata: `version`, the one it has."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every way the user service says no. Domain `user.tallystick`."""
@@ -134,4 +138,8 @@ ERROR_REASON_ASSERTION_REPLAYED: ErrorReason.ValueType  # 22
 """The assertion was used before. Sign a new one."""
 ERROR_REASON_TERMINAL_REVOKED: ErrorReason.ValueType  # 23
 """The terminal was revoked. Export its journal and upload it as its vendor. Metadata: `name`, `revokeTime`."""
+ERROR_REASON_TIER_NOT_APPLICABLE: ErrorReason.ValueType  # 24
+"""The account pays nothing, so it has no tier to change. Metadata: `role`."""
+ERROR_REASON_USER_CHANGED: ErrorReason.ValueType  # 25
+"""Somebody changed the account since it was read. Read it again and decide anew. Metadata: `version`, the one it has."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

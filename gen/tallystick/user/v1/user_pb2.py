@@ -28,7 +28,7 @@ from tallystick.access.v1 import access_pb2 as tallystick_dot_access_dot_v1_dot_
 from tallystick.type.v1 import position_pb2 as tallystick_dot_type_dot_v1_dot_position__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtallystick/user/v1/user.proto\x12\x12tallystick.user.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\x1a!tallystick/type/v1/position.proto\"\x95\x03\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12(\n\x04role\x18\x04 \x01(\x0e\x32\x1a.tallystick.access.v1.Role\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.tallystick.user.v1.User.State\x12\x14\n\x0cstate_reason\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\t \x01(\x03\"u\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16STATE_PENDING_APPROVAL\x10\x01\x12\x10\n\x0cSTATE_ACTIVE\x10\x02\x12\x12\n\x0eSTATE_REJECTED\x10\x03\x12\x13\n\x0fSTATE_SUSPENDED\x10\x04\"\xac\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x0c\x64isplay_name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18x\x12\x36\n\x08position\x18\x03 \x01(\x0b\x32\x1c.tallystick.type.v1.PositionB\x06\xbaH\x03\xc8\x01\x01\x12\x0c\n\x04open\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x04\n\x08Terminal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x0c\x64isplay_name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18x\x12v\n\x04site\x18\x03 \x01(\tBh\xbaHerc2a^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/sites/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x32\n\x05scope\x18\x04 \x01(\tB#\xbaH r\x1e\x32\x1c^([a-z0-9][a-z0-9-]{0,31})?$\x12\x1b\n\npublic_key\x18\x05 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x31\n\x05state\x18\x06 \x01(\x0e\x32\".tallystick.user.v1.Terminal.State\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrevoke_reason\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\x03\"E\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_ENROLLED\x10\x01\x12\x11\n\rSTATE_REVOKED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dtallystick/user/v1/user.proto\x12\x12tallystick.user.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!tallystick/access/v1/access.proto\x1a!tallystick/type/v1/position.proto\"\xa7\x04\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08username\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12(\n\x04role\x18\x04 \x01(\x0e\x32\x1a.tallystick.access.v1.Role\x12-\n\x05state\x18\x05 \x01(\x0e\x32\x1e.tallystick.user.v1.User.State\x12\x14\n\x0cstate_reason\x18\x06 \x01(\t\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\t \x01(\x03\x12+\n\x04tier\x18\n \x01(\x0e\x32\x1d.tallystick.user.v1.User.Tier\x12\x13\n\x0btier_reason\x18\x0b \x01(\t\"u\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16STATE_PENDING_APPROVAL\x10\x01\x12\x10\n\x0cSTATE_ACTIVE\x10\x02\x12\x12\n\x0eSTATE_REJECTED\x10\x03\x12\x13\n\x0fSTATE_SUSPENDED\x10\x04\"N\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0e\n\nTIER_BASIC\x10\x01\x12\x11\n\rTIER_STANDARD\x10\x02\x12\r\n\tTIER_PLUS\x10\x03\"\xac\x01\n\x04Site\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x0c\x64isplay_name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18x\x12\x36\n\x08position\x18\x03 \x01(\x0b\x32\x1c.tallystick.type.v1.PositionB\x06\xbaH\x03\xc8\x01\x01\x12\x0c\n\x04open\x18\x04 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x86\x04\n\x08Terminal\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x1f\n\x0c\x64isplay_name\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18x\x12v\n\x04site\x18\x03 \x01(\tBh\xbaHerc2a^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/sites/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x32\n\x05scope\x18\x04 \x01(\tB#\xbaH r\x1e\x32\x1c^([a-z0-9][a-z0-9-]{0,31})?$\x12\x1b\n\npublic_key\x18\x05 \x01(\x0c\x42\x07\xbaH\x04z\x02h \x12\x31\n\x05state\x18\x06 \x01(\x0e\x32\".tallystick.user.v1.Terminal.State\x12/\n\x0b\x63reate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rrevoke_reason\x18\t \x01(\t\x12\x0f\n\x07version\x18\n \x01(\x03\"E\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x12\n\x0eSTATE_ENROLLED\x10\x01\x12\x11\n\rSTATE_REVOKED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -48,13 +48,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TERMINAL'].fields_by_name['public_key']._loaded_options = None
   _globals['_TERMINAL'].fields_by_name['public_key']._serialized_options = b'\272H\004z\002h '
   _globals['_USER']._serialized_start=186
-  _globals['_USER']._serialized_end=591
-  _globals['_USER_STATE']._serialized_start=474
-  _globals['_USER_STATE']._serialized_end=591
-  _globals['_SITE']._serialized_start=594
-  _globals['_SITE']._serialized_end=766
-  _globals['_TERMINAL']._serialized_start=769
-  _globals['_TERMINAL']._serialized_end=1287
-  _globals['_TERMINAL_STATE']._serialized_start=1218
-  _globals['_TERMINAL_STATE']._serialized_end=1287
+  _globals['_USER']._serialized_end=737
+  _globals['_USER_STATE']._serialized_start=540
+  _globals['_USER_STATE']._serialized_end=657
+  _globals['_USER_TIER']._serialized_start=659
+  _globals['_USER_TIER']._serialized_end=737
+  _globals['_SITE']._serialized_start=740
+  _globals['_SITE']._serialized_end=912
+  _globals['_TERMINAL']._serialized_start=915
+  _globals['_TERMINAL']._serialized_end=1433
+  _globals['_TERMINAL_STATE']._serialized_start=1364
+  _globals['_TERMINAL_STATE']._serialized_end=1433
 # @@protoc_insertion_point(module_scope)

@@ -57,6 +57,35 @@ class User(_message.Message):
     STATE_SUSPENDED: User.State.ValueType  # 4
     """Stopped by an admin; every session ended. May be reinstated."""
 
+    class _Tier:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _TierEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[User._Tier.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        TIER_UNSPECIFIED: User._Tier.ValueType  # 0
+        """Never stored. What was recorded before there were tiers says nothing of them."""
+        TIER_BASIC: User._Tier.ValueType  # 1
+        """Where every account starts."""
+        TIER_STANDARD: User._Tier.ValueType  # 2
+        """Raised by an admin, such as for papers seen."""
+        TIER_PLUS: User._Tier.ValueType  # 3
+        """Raised furthest, such as for papers, address and income seen."""
+
+    class Tier(_Tier, metaclass=_TierEnumTypeWrapper):
+        """How well the platform knows whoever pays from the account, and so how much they may pay before a person must look
+        (what others call KYC level). The figures are the fraud service's settings.
+        """
+
+    TIER_UNSPECIFIED: User.Tier.ValueType  # 0
+    """Never stored. What was recorded before there were tiers says nothing of them."""
+    TIER_BASIC: User.Tier.ValueType  # 1
+    """Where every account starts."""
+    TIER_STANDARD: User.Tier.ValueType  # 2
+    """Raised by an admin, such as for papers seen."""
+    TIER_PLUS: User.Tier.ValueType  # 3
+    """Raised furthest, such as for papers, address and income seen."""
+
     NAME_FIELD_NUMBER: _builtins.int
     USERNAME_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
@@ -66,6 +95,8 @@ class User(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    TIER_REASON_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """`users/{uuid}`, UUIDv7."""
     username: _builtins.str
@@ -80,6 +111,10 @@ class User(_message.Message):
     """Why it stands there, in the words of the admin who put it there; empty otherwise."""
     version: _builtins.int
     """Grows by one with every change of the record; orders events about it."""
+    tier: Global___User.Tier.ValueType
+    """How much the account may pay before a person must look. An admin's account pays nothing and stays TIER_BASIC."""
+    tier_reason: _builtins.str
+    """Why it has that tier, in the words of the admin who gave it; empty while it is the first one."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When the registration was committed."""
@@ -100,10 +135,12 @@ class User(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
+        tier: Global___User.Tier.ValueType = ...,
+        tier_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "name", b"name", "role", b"role", "state", b"state", "state_reason", b"state_reason", "update_time", b"update_time", "username", b"username", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "name", b"name", "role", b"role", "state", b"state", "state_reason", b"state_reason", "tier", b"tier", "tier_reason", b"tier_reason", "update_time", b"update_time", "username", b"username", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

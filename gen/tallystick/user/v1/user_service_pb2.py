@@ -27,7 +27,7 @@ from tallystick.access.v1 import access_pb2 as tallystick_dot_access_dot_v1_dot_
 from tallystick.user.v1 import user_pb2 as tallystick_dot_user_dot_v1_dot_user__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/user/v1/user_service.proto\x12\x12tallystick.user.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!tallystick/access/v1/access.proto\x1a\x1dtallystick/user/v1/user.proto\"\x8f\x02\n\x13RegisterUserRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12=\n\x08username\x18\x02 \x01(\tB+\xbaH(r&2$^[A-Za-z0-9+][A-Za-z0-9._@+-]{2,63}$\x12\x1c\n\x08password\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x0c\x18\x80\x02\x12\x1f\n\x0c\x64isplay_name\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18x\x12\x34\n\x04role\x18\x05 \x01(\x0e\x32\x1a.tallystick.access.v1.RoleB\n\xbaH\x07\x82\x01\x04\x18\x01\x18\x02\x12&\n\x04site\x18\x06 \x01(\x0b\x32\x18.tallystick.user.v1.Site\"f\n\x14RegisterUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\x12&\n\x04site\x18\x02 \x01(\x0b\x32\x18.tallystick.user.v1.Site\"\xb0\x01\n\x12\x43reateAdminRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12=\n\x08username\x18\x02 \x01(\tB+\xbaH(r&2$^[A-Za-z0-9+][A-Za-z0-9._@+-]{2,63}$\x12\x1c\n\x08password\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x0c\x18\x80\x02\x12\x1f\n\x0c\x64isplay_name\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18x\"=\n\x13\x43reateAdminResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"X\n\x0eGetUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\"b\n\x0fGetUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\x12\'\n\x05sites\x18\x02 \x03(\x0b\x32\x18.tallystick.user.v1.Site\"\xbc\x01\n\x10ListUsersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32\x1e.tallystick.user.v1.User.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\x04role\x18\x04 \x01(\x0e\x32\x1a.tallystick.access.v1.RoleB\x08\xbaH\x05\x82\x01\x02\x10\x01\"U\n\x11ListUsersResponse\x12\'\n\x05users\x18\x01 \x03(\x0b\x32\x18.tallystick.user.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8e\x01\n\x12\x41pproveUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x16\n\x05\x61\x63tor\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"=\n\x13\x41pproveUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"\x8f\x01\n\x11RejectUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12\x16\n\x05\x61\x63tor\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"<\n\x12RejectUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"x\n\x12SuspendUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"=\n\x13SuspendUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"x\n\x14ReinstateUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"?\n\x15ReinstateUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"_\n\x15\x43hangePasswordRequest\x12$\n\x10\x63urrent_password\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12 \n\x0cnew_password\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x0c\x18\x80\x02\"\x18\n\x16\x43hangePasswordResponse2\xe2\x07\n\x0bUserService\x12k\n\x0cRegisterUser\x12\'.tallystick.user.v1.RegisterUserRequest\x1a(.tallystick.user.v1.RegisterUserResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12i\n\x0b\x43reateAdmin\x12&.tallystick.user.v1.CreateAdminRequest\x1a\'.tallystick.user.v1.CreateAdminResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12\x61\n\x07GetUser\x12\".tallystick.user.v1.GetUserRequest\x1a#.tallystick.user.v1.GetUserResponse\"\r\x8a\xb5\x18\t\x12\x03\x01\x02\x03 \x03\x30\x01\x12\x65\n\tListUsers\x12$.tallystick.user.v1.ListUsersRequest\x1a%.tallystick.user.v1.ListUsersResponse\"\x0b\x8a\xb5\x18\x07\x12\x01\x03 \x05\x30\x01\x12p\n\x0b\x41pproveUser\x12&.tallystick.user.v1.ApproveUserRequest\x1a\'.tallystick.user.v1.ApproveUserResponse\"\x10\x8a\xb5\x18\x0c\x12\x01\x03\x1a\x05\x61\x64min \x05\x12m\n\nRejectUser\x12%.tallystick.user.v1.RejectUserRequest\x1a&.tallystick.user.v1.RejectUserResponse\"\x10\x8a\xb5\x18\x0c\x12\x01\x03\x1a\x05\x61\x64min \x05\x12i\n\x0bSuspendUser\x12&.tallystick.user.v1.SuspendUserRequest\x1a\'.tallystick.user.v1.SuspendUserResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12o\n\rReinstateUser\x12(.tallystick.user.v1.ReinstateUserRequest\x1a).tallystick.user.v1.ReinstateUserResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12t\n\x0e\x43hangePassword\x12).tallystick.user.v1.ChangePasswordRequest\x1a*.tallystick.user.v1.ChangePasswordResponse\"\x0b\x8a\xb5\x18\x07\x12\x03\x01\x02\x03 \x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n%tallystick/user/v1/user_service.proto\x12\x12tallystick.user.v1\x1a\x1b\x62uf/validate/validate.proto\x1a!tallystick/access/v1/access.proto\x1a\x1dtallystick/user/v1/user.proto\"\x8f\x02\n\x13RegisterUserRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12=\n\x08username\x18\x02 \x01(\tB+\xbaH(r&2$^[A-Za-z0-9+][A-Za-z0-9._@+-]{2,63}$\x12\x1c\n\x08password\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x0c\x18\x80\x02\x12\x1f\n\x0c\x64isplay_name\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18x\x12\x34\n\x04role\x18\x05 \x01(\x0e\x32\x1a.tallystick.access.v1.RoleB\n\xbaH\x07\x82\x01\x04\x18\x01\x18\x02\x12&\n\x04site\x18\x06 \x01(\x0b\x32\x18.tallystick.user.v1.Site\"f\n\x14RegisterUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\x12&\n\x04site\x18\x02 \x01(\x0b\x32\x18.tallystick.user.v1.Site\"\xb0\x01\n\x12\x43reateAdminRequest\x12\x1c\n\nrequest_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12=\n\x08username\x18\x02 \x01(\tB+\xbaH(r&2$^[A-Za-z0-9+][A-Za-z0-9._@+-]{2,63}$\x12\x1c\n\x08password\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x0c\x18\x80\x02\x12\x1f\n\x0c\x64isplay_name\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18x\"=\n\x13\x43reateAdminResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"X\n\x0eGetUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\"b\n\x0fGetUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\x12\'\n\x05sites\x18\x02 \x03(\x0b\x32\x18.tallystick.user.v1.Site\"\xf3\x01\n\x10ListUsersRequest\x12\x1d\n\tpage_size\x18\x01 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x00\x12\x1c\n\npage_token\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x37\n\x05state\x18\x03 \x01(\x0e\x32\x1e.tallystick.user.v1.User.StateB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x32\n\x04role\x18\x04 \x01(\x0e\x32\x1a.tallystick.access.v1.RoleB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12\x35\n\x04tier\x18\x05 \x01(\x0e\x32\x1d.tallystick.user.v1.User.TierB\x08\xbaH\x05\x82\x01\x02\x10\x01\"U\n\x11ListUsersResponse\x12\'\n\x05users\x18\x01 \x03(\x0b\x32\x18.tallystick.user.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x8e\x01\n\x12\x41pproveUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\x12\x16\n\x05\x61\x63tor\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"=\n\x13\x41pproveUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"\x8f\x01\n\x11RejectUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12\x16\n\x05\x61\x63tor\x18\x03 \x01(\tB\x07\xbaH\x04r\x02\x18@\"<\n\x12RejectUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"x\n\x12SuspendUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1a\n\x06reason\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\"=\n\x13SuspendUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"x\n\x14ReinstateUserRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x18\n\x06reason\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\xf4\x03\"?\n\x15ReinstateUserResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"\xca\x01\n\x11\x43hangeTierRequest\x12\x46\n\x04name\x18\x01 \x01(\tB8\xbaH5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x37\n\x04tier\x18\x02 \x01(\x0e\x32\x1d.tallystick.user.v1.User.TierB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12\x1a\n\x06reason\x18\x03 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\xf4\x03\x12\x18\n\x07version\x18\x04 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"<\n\x12\x43hangeTierResponse\x12&\n\x04user\x18\x01 \x01(\x0b\x32\x18.tallystick.user.v1.User\"_\n\x15\x43hangePasswordRequest\x12$\n\x10\x63urrent_password\x18\x01 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12 \n\x0cnew_password\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x0c\x18\x80\x02\"\x18\n\x16\x43hangePasswordResponse2\xd1\x08\n\x0bUserService\x12k\n\x0cRegisterUser\x12\'.tallystick.user.v1.RegisterUserRequest\x1a(.tallystick.user.v1.RegisterUserResponse\"\x08\x8a\xb5\x18\x04\x08\x01 \x04\x12i\n\x0b\x43reateAdmin\x12&.tallystick.user.v1.CreateAdminRequest\x1a\'.tallystick.user.v1.CreateAdminResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12\x61\n\x07GetUser\x12\".tallystick.user.v1.GetUserRequest\x1a#.tallystick.user.v1.GetUserResponse\"\r\x8a\xb5\x18\t\x12\x03\x01\x02\x03 \x03\x30\x01\x12l\n\tListUsers\x12$.tallystick.user.v1.ListUsersRequest\x1a%.tallystick.user.v1.ListUsersResponse\"\x12\x8a\xb5\x18\x0e\x12\x01\x03\x1a\x05\x66raud \x05\x30\x01\x12p\n\x0b\x41pproveUser\x12&.tallystick.user.v1.ApproveUserRequest\x1a\'.tallystick.user.v1.ApproveUserResponse\"\x10\x8a\xb5\x18\x0c\x12\x01\x03\x1a\x05\x61\x64min \x05\x12m\n\nRejectUser\x12%.tallystick.user.v1.RejectUserRequest\x1a&.tallystick.user.v1.RejectUserResponse\"\x10\x8a\xb5\x18\x0c\x12\x01\x03\x1a\x05\x61\x64min \x05\x12i\n\x0bSuspendUser\x12&.tallystick.user.v1.SuspendUserRequest\x1a\'.tallystick.user.v1.SuspendUserResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12o\n\rReinstateUser\x12(.tallystick.user.v1.ReinstateUserRequest\x1a).tallystick.user.v1.ReinstateUserResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12\x66\n\nChangeTier\x12%.tallystick.user.v1.ChangeTierRequest\x1a&.tallystick.user.v1.ChangeTierResponse\"\t\x8a\xb5\x18\x05\x12\x01\x03 \x05\x12t\n\x0e\x43hangePassword\x12).tallystick.user.v1.ChangePasswordRequest\x1a*.tallystick.user.v1.ChangePasswordResponse\"\x0b\x8a\xb5\x18\x07\x12\x03\x01\x02\x03 \x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -62,6 +62,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTUSERSREQUEST'].fields_by_name['state']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_LISTUSERSREQUEST'].fields_by_name['role']._loaded_options = None
   _globals['_LISTUSERSREQUEST'].fields_by_name['role']._serialized_options = b'\272H\005\202\001\002\020\001'
+  _globals['_LISTUSERSREQUEST'].fields_by_name['tier']._loaded_options = None
+  _globals['_LISTUSERSREQUEST'].fields_by_name['tier']._serialized_options = b'\272H\005\202\001\002\020\001'
   _globals['_APPROVEUSERREQUEST'].fields_by_name['name']._loaded_options = None
   _globals['_APPROVEUSERREQUEST'].fields_by_name['name']._serialized_options = b'\272H5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   _globals['_APPROVEUSERREQUEST'].fields_by_name['reason']._loaded_options = None
@@ -82,6 +84,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_REINSTATEUSERREQUEST'].fields_by_name['name']._serialized_options = b'\272H5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   _globals['_REINSTATEUSERREQUEST'].fields_by_name['reason']._loaded_options = None
   _globals['_REINSTATEUSERREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\005r\003\030\364\003'
+  _globals['_CHANGETIERREQUEST'].fields_by_name['name']._loaded_options = None
+  _globals['_CHANGETIERREQUEST'].fields_by_name['name']._serialized_options = b'\272H5r321^users/[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+  _globals['_CHANGETIERREQUEST'].fields_by_name['tier']._loaded_options = None
+  _globals['_CHANGETIERREQUEST'].fields_by_name['tier']._serialized_options = b'\272H\007\202\001\004\020\001 \000'
+  _globals['_CHANGETIERREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_CHANGETIERREQUEST'].fields_by_name['reason']._serialized_options = b'\272H\007r\005\020\001\030\364\003'
+  _globals['_CHANGETIERREQUEST'].fields_by_name['version']._loaded_options = None
+  _globals['_CHANGETIERREQUEST'].fields_by_name['version']._serialized_options = b'\272H\004\"\002(\001'
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['current_password']._loaded_options = None
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['current_password']._serialized_options = b'\272H\007r\005\020\001\030\200\002'
   _globals['_CHANGEPASSWORDREQUEST'].fields_by_name['new_password']._loaded_options = None
@@ -93,7 +103,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USERSERVICE'].methods_by_name['GetUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['GetUser']._serialized_options = b'\212\265\030\t\022\003\001\002\003 \0030\001'
   _globals['_USERSERVICE'].methods_by_name['ListUsers']._loaded_options = None
-  _globals['_USERSERVICE'].methods_by_name['ListUsers']._serialized_options = b'\212\265\030\007\022\001\003 \0050\001'
+  _globals['_USERSERVICE'].methods_by_name['ListUsers']._serialized_options = b'\212\265\030\016\022\001\003\032\005fraud \0050\001'
   _globals['_USERSERVICE'].methods_by_name['ApproveUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['ApproveUser']._serialized_options = b'\212\265\030\014\022\001\003\032\005admin \005'
   _globals['_USERSERVICE'].methods_by_name['RejectUser']._loaded_options = None
@@ -102,6 +112,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_USERSERVICE'].methods_by_name['SuspendUser']._serialized_options = b'\212\265\030\005\022\001\003 \005'
   _globals['_USERSERVICE'].methods_by_name['ReinstateUser']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['ReinstateUser']._serialized_options = b'\212\265\030\005\022\001\003 \005'
+  _globals['_USERSERVICE'].methods_by_name['ChangeTier']._loaded_options = None
+  _globals['_USERSERVICE'].methods_by_name['ChangeTier']._serialized_options = b'\212\265\030\005\022\001\003 \005'
   _globals['_USERSERVICE'].methods_by_name['ChangePassword']._loaded_options = None
   _globals['_USERSERVICE'].methods_by_name['ChangePassword']._serialized_options = b'\212\265\030\007\022\003\001\002\003 \002'
   _globals['_REGISTERUSERREQUEST']._serialized_start=157
@@ -117,29 +129,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUSERRESPONSE']._serialized_start=866
   _globals['_GETUSERRESPONSE']._serialized_end=964
   _globals['_LISTUSERSREQUEST']._serialized_start=967
-  _globals['_LISTUSERSREQUEST']._serialized_end=1155
-  _globals['_LISTUSERSRESPONSE']._serialized_start=1157
-  _globals['_LISTUSERSRESPONSE']._serialized_end=1242
-  _globals['_APPROVEUSERREQUEST']._serialized_start=1245
-  _globals['_APPROVEUSERREQUEST']._serialized_end=1387
-  _globals['_APPROVEUSERRESPONSE']._serialized_start=1389
-  _globals['_APPROVEUSERRESPONSE']._serialized_end=1450
-  _globals['_REJECTUSERREQUEST']._serialized_start=1453
-  _globals['_REJECTUSERREQUEST']._serialized_end=1596
-  _globals['_REJECTUSERRESPONSE']._serialized_start=1598
-  _globals['_REJECTUSERRESPONSE']._serialized_end=1658
-  _globals['_SUSPENDUSERREQUEST']._serialized_start=1660
-  _globals['_SUSPENDUSERREQUEST']._serialized_end=1780
-  _globals['_SUSPENDUSERRESPONSE']._serialized_start=1782
-  _globals['_SUSPENDUSERRESPONSE']._serialized_end=1843
-  _globals['_REINSTATEUSERREQUEST']._serialized_start=1845
-  _globals['_REINSTATEUSERREQUEST']._serialized_end=1965
-  _globals['_REINSTATEUSERRESPONSE']._serialized_start=1967
-  _globals['_REINSTATEUSERRESPONSE']._serialized_end=2030
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=2032
-  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=2127
-  _globals['_CHANGEPASSWORDRESPONSE']._serialized_start=2129
-  _globals['_CHANGEPASSWORDRESPONSE']._serialized_end=2153
-  _globals['_USERSERVICE']._serialized_start=2156
-  _globals['_USERSERVICE']._serialized_end=3150
+  _globals['_LISTUSERSREQUEST']._serialized_end=1210
+  _globals['_LISTUSERSRESPONSE']._serialized_start=1212
+  _globals['_LISTUSERSRESPONSE']._serialized_end=1297
+  _globals['_APPROVEUSERREQUEST']._serialized_start=1300
+  _globals['_APPROVEUSERREQUEST']._serialized_end=1442
+  _globals['_APPROVEUSERRESPONSE']._serialized_start=1444
+  _globals['_APPROVEUSERRESPONSE']._serialized_end=1505
+  _globals['_REJECTUSERREQUEST']._serialized_start=1508
+  _globals['_REJECTUSERREQUEST']._serialized_end=1651
+  _globals['_REJECTUSERRESPONSE']._serialized_start=1653
+  _globals['_REJECTUSERRESPONSE']._serialized_end=1713
+  _globals['_SUSPENDUSERREQUEST']._serialized_start=1715
+  _globals['_SUSPENDUSERREQUEST']._serialized_end=1835
+  _globals['_SUSPENDUSERRESPONSE']._serialized_start=1837
+  _globals['_SUSPENDUSERRESPONSE']._serialized_end=1898
+  _globals['_REINSTATEUSERREQUEST']._serialized_start=1900
+  _globals['_REINSTATEUSERREQUEST']._serialized_end=2020
+  _globals['_REINSTATEUSERRESPONSE']._serialized_start=2022
+  _globals['_REINSTATEUSERRESPONSE']._serialized_end=2085
+  _globals['_CHANGETIERREQUEST']._serialized_start=2088
+  _globals['_CHANGETIERREQUEST']._serialized_end=2290
+  _globals['_CHANGETIERRESPONSE']._serialized_start=2292
+  _globals['_CHANGETIERRESPONSE']._serialized_end=2352
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_start=2354
+  _globals['_CHANGEPASSWORDREQUEST']._serialized_end=2449
+  _globals['_CHANGEPASSWORDRESPONSE']._serialized_start=2451
+  _globals['_CHANGEPASSWORDRESPONSE']._serialized_end=2475
+  _globals['_USERSERVICE']._serialized_start=2478
+  _globals['_USERSERVICE']._serialized_end=3583
 # @@protoc_insertion_point(module_scope)

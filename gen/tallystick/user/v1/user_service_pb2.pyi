@@ -216,6 +216,7 @@ class ListUsersRequest(_message.Message):
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """At most this many; 0 means 50, at most 200."""
     page_token: _builtins.str
@@ -224,6 +225,8 @@ class ListUsersRequest(_message.Message):
     """Only accounts in this state; unspecified means all."""
     role: _access_pb2.Role.ValueType
     """Only accounts of this role; unspecified means all."""
+    tier: _user_pb2.User.Tier.ValueType
+    """Only accounts on this tier; unspecified means all."""
     def __init__(
         self,
         *,
@@ -231,10 +234,11 @@ class ListUsersRequest(_message.Message):
         page_token: _builtins.str = ...,
         state: _user_pb2.User.State.ValueType = ...,
         role: _access_pb2.Role.ValueType = ...,
+        tier: _user_pb2.User.Tier.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state", "tier", b"tier"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -475,6 +479,64 @@ class ReinstateUserResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReinstateUserResponse: _TypeAlias = ReinstateUserResponse  # noqa: Y015
+
+@_typing.final
+class ChangeTierRequest(_message.Message):
+    """Asks to put an account on a tier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`users/{uuid}`."""
+    tier: _user_pb2.User.Tier.ValueType
+    """The tier wanted: above or below the one it has."""
+    reason: _builtins.str
+    """Why; kept in the record and the event."""
+    version: _builtins.int
+    """`User.version` as it was read: nobody gives a higher limit to what another admin has just changed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        tier: _user_pb2.User.Tier.ValueType = ...,
+        reason: _builtins.str = ...,
+        version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "tier", b"tier", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeTierRequest: _TypeAlias = ChangeTierRequest  # noqa: Y015
+
+@_typing.final
+class ChangeTierResponse(_message.Message):
+    """On the tier."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def user(self) -> _user_pb2.User:
+        """As it is now."""
+
+    def __init__(
+        self,
+        *,
+        user: _user_pb2.User | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeTierResponse: _TypeAlias = ChangeTierResponse  # noqa: Y015
 
 @_typing.final
 class ChangePasswordRequest(_message.Message):

@@ -75,6 +75,11 @@ class UserServiceStub:
                 request_serializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ReinstateUserRequest.SerializeToString,
                 response_deserializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ReinstateUserResponse.FromString,
                 _registered_method=True)
+        self.ChangeTier = channel.unary_unary(
+                '/tallystick.user.v1.UserService/ChangeTier',
+                request_serializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ChangeTierRequest.SerializeToString,
+                response_deserializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ChangeTierResponse.FromString,
+                _registered_method=True)
         self.ChangePassword = channel.unary_unary(
                 '/tallystick.user.v1.UserService/ChangePassword',
                 request_serializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ChangePasswordRequest.SerializeToString,
@@ -114,7 +119,7 @@ class UserServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUsers(self, request, context):
-        """Accounts, newest first.
+        """Accounts, newest first. The fraud service asks for those above TIER_BASIC when it has missed events about them.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -145,6 +150,18 @@ class UserServiceServicer:
 
     def ReinstateUser(self, request, context):
         """SUSPENDED → ACTIVE. Refused: USER_NOT_FOUND, USER_STATE_WRONG.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeTier(self, request, context):
+        """Puts an account on another tier: what it pays from then on, within about a second, is measured by that tier's
+        limits. What is already held stays held.
+
+        An account that has the tier already is answered as it is, so that a repeated call succeeds and records nothing.
+        Refused, nothing changed, checked in this order: USER_NOT_FOUND, TIER_NOT_APPLICABLE (an admin's account),
+        USER_STATE_WRONG (neither active nor suspended), USER_CHANGED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +218,11 @@ def add_UserServiceServicer_to_server(servicer, server):
                     servicer.ReinstateUser,
                     request_deserializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ReinstateUserRequest.FromString,
                     response_serializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ReinstateUserResponse.SerializeToString,
+            ),
+            'ChangeTier': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeTier,
+                    request_deserializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ChangeTierRequest.FromString,
+                    response_serializer=tallystick_dot_user_dot_v1_dot_user__service__pb2.ChangeTierResponse.SerializeToString,
             ),
             'ChangePassword': grpc.unary_unary_rpc_method_handler(
                     servicer.ChangePassword,
@@ -425,6 +447,33 @@ class UserService:
             '/tallystick.user.v1.UserService/ReinstateUser',
             tallystick_dot_user_dot_v1_dot_user__service__pb2.ReinstateUserRequest.SerializeToString,
             tallystick_dot_user_dot_v1_dot_user__service__pb2.ReinstateUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeTier(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tallystick.user.v1.UserService/ChangeTier',
+            tallystick_dot_user_dot_v1_dot_user__service__pb2.ChangeTierRequest.SerializeToString,
+            tallystick_dot_user_dot_v1_dot_user__service__pb2.ChangeTierResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -31,7 +31,7 @@ class UserServiceStub:
     GetUser: _aio.UnaryUnaryMultiCallable[_user_service_pb2.GetUserRequest, _user_service_pb2.GetUserResponse]
     """One account: one's own, or any for an admin. Refused: USER_NOT_FOUND (also for somebody else's)."""
     ListUsers: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ListUsersRequest, _user_service_pb2.ListUsersResponse]
-    """Accounts, newest first."""
+    """Accounts, newest first. The fraud service asks for those above TIER_BASIC when it has missed events about them."""
     ApproveUser: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ApproveUserRequest, _user_service_pb2.ApproveUserResponse]
     """PENDING_APPROVAL → ACTIVE. Approving an active account again changes nothing and succeeds.
     Refused: USER_NOT_FOUND, USER_STATE_WRONG.
@@ -44,6 +44,14 @@ class UserServiceStub:
     """
     ReinstateUser: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ReinstateUserRequest, _user_service_pb2.ReinstateUserResponse]
     """SUSPENDED → ACTIVE. Refused: USER_NOT_FOUND, USER_STATE_WRONG."""
+    ChangeTier: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ChangeTierRequest, _user_service_pb2.ChangeTierResponse]
+    """Puts an account on another tier: what it pays from then on, within about a second, is measured by that tier's
+    limits. What is already held stays held.
+
+    An account that has the tier already is answered as it is, so that a repeated call succeeds and records nothing.
+    Refused, nothing changed, checked in this order: USER_NOT_FOUND, TIER_NOT_APPLICABLE (an admin's account),
+    USER_STATE_WRONG (neither active nor suspended), USER_CHANGED.
+    """
     ChangePassword: _aio.UnaryUnaryMultiCallable[_user_service_pb2.ChangePasswordRequest, _user_service_pb2.ChangePasswordResponse]
     """Changes one's own password and ends every other session. Access tokens issued before are refused within a
     second, the caller's own too: refresh it.
@@ -91,7 +99,7 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _user_service_pb2.ListUsersRequest,
         context: _aio.ServicerContext[_user_service_pb2.ListUsersRequest, _abc.Awaitable[_user_service_pb2.ListUsersResponse]],
     ) -> _abc.Awaitable[_user_service_pb2.ListUsersResponse]:
-        """Accounts, newest first."""
+        """Accounts, newest first. The fraud service asks for those above TIER_BASIC when it has missed events about them."""
 
     @_abc_1.abstractmethod
     def ApproveUser(
@@ -128,6 +136,20 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_user_service_pb2.ReinstateUserRequest, _abc.Awaitable[_user_service_pb2.ReinstateUserResponse]],
     ) -> _abc.Awaitable[_user_service_pb2.ReinstateUserResponse]:
         """SUSPENDED → ACTIVE. Refused: USER_NOT_FOUND, USER_STATE_WRONG."""
+
+    @_abc_1.abstractmethod
+    def ChangeTier(
+        self,
+        request: _user_service_pb2.ChangeTierRequest,
+        context: _aio.ServicerContext[_user_service_pb2.ChangeTierRequest, _abc.Awaitable[_user_service_pb2.ChangeTierResponse]],
+    ) -> _abc.Awaitable[_user_service_pb2.ChangeTierResponse]:
+        """Puts an account on another tier: what it pays from then on, within about a second, is measured by that tier's
+        limits. What is already held stays held.
+
+        An account that has the tier already is answered as it is, so that a repeated call succeeds and records nothing.
+        Refused, nothing changed, checked in this order: USER_NOT_FOUND, TIER_NOT_APPLICABLE (an admin's account),
+        USER_STATE_WRONG (neither active nor suspended), USER_CHANGED.
+        """
 
     @_abc_1.abstractmethod
     def ChangePassword(
