@@ -42,6 +42,9 @@ _RETRY_FULL = timedelta(seconds=5)
 _COUNT_EVERY = timedelta(seconds=1)
 # Entries that a thread reads in one go: the event loop gets its turn in between.
 _READ_AT_ONCE = 50
+# Uploads taken at a time; the others wait for their turn, in the order they came. More at once would take none of them
+# sooner, and keep what was taken before from being settled.
+_UPLOADS_AT_ONCE = 2
 _MALFORMED = offline_pb2.REASON_ENTRY_MALFORMED
 # Where a batch's message counts its items.
 _COUNTS = {
@@ -119,6 +122,7 @@ class Intake:
         self._executor = executor
         self._decided = decided
         self._backlog_max = backlog_max
+        self._turns = asyncio.Semaphore(_UPLOADS_AT_ONCE)
         self._backlog = 0
         self._count_time: datetime | None = None
 
@@ -128,6 +132,10 @@ class Intake:
         Raises:
             Refusal: request_id_reused, queue_full, in this order.
         """
+        async with self._turns:
+            return await self._take(upload)
+
+    async def _take(self, upload: Upload) -> pb.SubmitBatchResponse:
         read = await self._read(upload)
         try:
             recorded = await self._recorder.change(
