@@ -29,14 +29,14 @@ $(BIN)/pip:
 	$(PYTHON) -m venv --clear $(VENV)
 
 $(VENV)/.setup: requirements/setup.txt | $(BIN)/pip
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
+	$(BIN)/pip install -qq --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
 # $(1): a requirements file. uv reads no pip configuration, so where only pip knows the way to a
 # package index, pip does the work.
 define install
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes --requirement $(1) \
-		|| $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement $(1)
+		|| $(BIN)/pip install -qq --disable-pip-version-check --require-hashes --requirement $(1)
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-deps --no-build-isolation --editable .
 endef
 

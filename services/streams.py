@@ -13,10 +13,8 @@ from collections.abc import (
     Callable,
     Iterable,
     Iterator,
+    KeysView,
     Sequence,
-)
-from collections.abc import (
-    Set as AbstractSet,
 )
 from dataclasses import dataclass
 from datetime import timedelta
@@ -230,7 +228,7 @@ class Feed:
                         yield position, event
 
     async def watch_subjects(
-        self, cursor: str, subjects: AbstractSet[str]
+        self, cursor: str, subjects: KeysView[str]
     ) -> AsyncIterator[tuple[str, list[event_pb2.Event]]]:
         """As `watch`, for events about some subjects. Those of one entry come in one list; the first list is empty.
 

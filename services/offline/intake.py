@@ -194,22 +194,7 @@ class Intake:
             self._entry(terminal, batch_id, place, placed, readable[placed.arrival.place], now=now)
             for place, placed in enumerate(reception.fresh)
         ]
-        answer = _answer(read, reception)
-        item_ids = [names.last_id(each.item) for each in answer.entries if each.item]
-        answer.receipt.CopyFrom(self._receipt(terminal, batch_id, readable.values(), now))
-        originals = (upload.entries[placed.arrival.place] for placed in reception.fresh)
-        sealed = pb.SubmitBatchRequest(entries=originals).SerializeToString()
-        batch = Batch(
-            batch_id=batch_id,
-            request_key=upload.request_key,
-            body_hash=upload.body_hash,
-            vendor_id=terminal.vendor_id,
-            terminal_id=terminal.terminal_id,
-            item_ids=tuple(dict.fromkeys(item_ids)),
-            answer=answer.SerializeToString(),
-            sealed_entries=self._keys.seal(sealed, f"batch/{batch_id}"),
-            receive_time=now,
-        )
+        batch = self._batch(upload, batch_id, read, reception, now=now)
         await store.insert_batch(connection, batch)
         items = [entry for entry in new if entry.work is Work.DECIDE]
         self._backlog += len(items)
@@ -236,6 +221,35 @@ class Intake:
             await store.insert_entries(connection, [*items, *others], due_time=due_time)
             await _move_head(connection, terminal, reception.fresh)
         return _Recorded(batch, message, [entry for entry in items if entry.work is Work.SETTLE])
+
+    def _batch(
+        self,
+        upload: Upload,
+        batch_id: UUID,
+        read: Sequence[Readable | Broken],
+        reception: Reception,
+        *,
+        now: datetime,
+    ) -> Batch:
+        """What the upload becomes, with its answer and its new entries, sealed."""
+        terminal = upload.terminal
+        readable = [each for each in read if isinstance(each, Readable)]
+        answer = _answer(read, reception)
+        item_ids = [names.last_id(each.item) for each in answer.entries if each.item]
+        answer.receipt.CopyFrom(self._receipt(terminal, batch_id, readable, now))
+        originals = (upload.entries[placed.arrival.place] for placed in reception.fresh)
+        sealed = pb.SubmitBatchRequest(entries=originals).SerializeToString()
+        return Batch(
+            batch_id=batch_id,
+            request_key=upload.request_key,
+            body_hash=upload.body_hash,
+            vendor_id=terminal.vendor_id,
+            terminal_id=terminal.terminal_id,
+            item_ids=tuple(dict.fromkeys(item_ids)),
+            answer=answer.SerializeToString(),
+            sealed_entries=self._keys.seal(sealed, f"batch/{batch_id}"),
+            receive_time=now,
+        )
 
     async def _check_backlog(self, connection: AsyncConnection, now: datetime) -> None:
         if self._count_time is None or now - self._count_time >= _COUNT_EVERY:
