@@ -17,7 +17,7 @@ from tallystick.admin.v1 import review_service_pb2
 from tallystick.payment.v1 import payment_pb2, payment_service_pb2, payment_service_pb2_grpc
 from tallystick.type.v1 import money_pb2, position_pb2
 from tests import stacks
-from tests.eventually import eventually
+from tests.eventually import eventually, served
 
 SUCCESS, FLAGGED = payment_pb2.Payment.STATE_SUCCESS, payment_pb2.Payment.STATE_FLAGGED
 DEGRADED = payment_pb2.Risk.DECISION_DEGRADED
@@ -68,7 +68,7 @@ class World:
         """The payment a request made, or None."""
         asked = payment_service_pb2.GetPaymentRequest(request_id=request.request_id)
         try:
-            return (await send(self.payments.GetPayment, asked, token)).payment
+            return (await served(send, self.payments.GetPayment, asked, token)).payment
         except ApiError as error:
             if error.reason != "PAYMENT_NOT_FOUND":
                 raise
@@ -113,20 +113,6 @@ async def with_world(directory, work, *options, **variables):
     assert code == 0
 
 
-async def settled_in_the_end(world, request, token):
-    """What a client does that got no answer: sends the very same again until there is one."""
-
-    async def again():
-        try:
-            return await world.pay(request, token)
-        except grpc.aio.AioRpcError as error:
-            if error.code() not in NO_ANSWER:
-                raise
-            return None
-
-    return await eventually(again, seconds=30)
-
-
 @pytest.mark.parametrize("profile", ["dev", "mysql"])
 async def test_a_payment_service_killed_under_load_loses_nothing_and_pays_nobody_twice(
     profile, tmp_path
@@ -155,7 +141,7 @@ async def test_a_payment_service_killed_under_load_loses_nothing_and_pays_nobody
         told = {name: paid.state for name, (_, _, paid) in answered.items()}
         for request, token in unanswered:
             before = await world.find(request, token)
-            paid = await settled_in_the_end(world, request, token)
+            paid = await served(world.pay, request, token)
             assert before is None or before.name == paid.name
             assert paid.state == SUCCESS
             told[request.request_id] = paid.state
@@ -200,7 +186,7 @@ async def test_whatever_else_is_killed_payments_go_on_and_the_rest_catches_up(tm
 
         async def pays(minor_units=1_00, away=0.0):
             request, token = world.a_payment(minor_units, away=away)
-            paid = await settled_in_the_end(world, request, token)
+            paid = await served(world.pay, request, token)
             told[request.request_id] = paid.state
             return paid
 
@@ -215,25 +201,12 @@ async def test_whatever_else_is_killed_payments_go_on_and_the_rest_catches_up(tm
         assert held.state == FLAGGED
         await back()
         async with Gateway(at.grpc, Path(at.ca_file)) as gateway:
-            admin = Operator.of(await gateway.sign_in(at.admin_user, at.admin_password))
-            case = await eventually(lambda: opened(admin, held.name), seconds=30)
-            await eventually(lambda: decided(admin, case.name), seconds=30)
+            session = await served(gateway.sign_in, at.admin_user, at.admin_password)
+            admin = Operator.of(session)
+            case = await served(admin.open_case, held.name)
+            await served(admin.decide, case.name, approve=True, reason="called the payer")
         told[held.request_id] = SUCCESS
         await world.check_books(told)
-
-    async def opened(admin, name):
-        try:
-            return await admin.open_case(name)
-        except ApiError:
-            return None
-
-    async def decided(admin, name):
-        try:
-            return await admin.decide(name, approve=True, reason="called the payer")
-        except ApiError as error:
-            if error.code not in NO_ANSWER:
-                raise
-            return None
 
     await with_world(tmp_path, story)
 
@@ -250,7 +223,7 @@ async def test_a_database_that_is_killed_is_waited_for_and_the_books_are_right(t
         except ApiError as error:
             refusals.append(error)
 
-        paid = await settled_in_the_end(world, request, token)
+        paid = await served(world.pay, request, token)
         await back()
 
         for refusal in refusals:

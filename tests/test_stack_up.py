@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from grpc import StatusCode
 
 from cli import mariadb, valkey
-from cli.demo.client import ApiError, Gateway, Operator
+from cli.demo.client import Gateway, Operator
 from cli.demo.wording import inr
 from tests import stacks
-from tests.eventually import eventually
+from tests.eventually import eventually, served
 from tests.stacks import TALLYSTICK, is_running
 
 # A start takes about five seconds of two cores, so tests that harm nothing share one.
@@ -124,12 +123,13 @@ async def test_a_payment_process_that_is_killed_comes_back_and_serves(stack, gat
     os.kill(before.pid, signal.SIGKILL)
 
     after = await eventually(
-        lambda: (now := stack.endpoints.services["payment"]).pid != before.pid and now
+        lambda: (now := stack.endpoints.services["payment"]).pid != before.pid and now,
+        seconds=30,
     )
     assert after.address == before.address
     assert "payment was ended by SIGKILL; starting it again in 0.5 s. Its log: " in stack.output
 
-    wallet = await served(lambda: client.wallet(client.wallet_name("INR")))
+    wallet = await served(client.wallet, client.wallet_name("INR"))
     assert wallet.online == inr(0)
 
 
@@ -139,7 +139,7 @@ async def test_whatever_is_killed_comes_back(stack, operator, name):
 
     os.kill(before, signal.SIGKILL)
 
-    await eventually(lambda: stack.endpoints.processes[name] != before)
+    await eventually(lambda: stack.endpoints.processes[name] != before, seconds=30)
     await served(operator.me)
 
 
@@ -207,20 +207,6 @@ async def test_a_service_that_does_not_start_ends_the_stack_and_its_log_is_quote
     assert re.search("(payment|offline) ended with code 1", refused.stderr)
     assert "TALLYSTICK_CURRENCIES names XXX" in refused.stderr
     assert not (tmp_path / "endpoints.json").exists()
-
-
-async def served(call):
-    """The answer to a call, once there is one again."""
-
-    async def answer():
-        try:
-            return await call()
-        except ApiError as error:
-            if error.code is not StatusCode.UNAVAILABLE:
-                raise
-            return None
-
-    return await eventually(answer, seconds=30)
 
 
 async def _tallystick(
