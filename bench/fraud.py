@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import uvloop
 from redis.asyncio import Redis
 from rich.console import Console
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid7
 
 from cli import valkey
 from services import sql, streams

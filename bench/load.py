@@ -19,7 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from bench.http2 import NO_STATUS, Call, Connection, literal, request_headers
 from bench.processes import ProcessGoneError, cpu_seconds, machine_seconds

@@ -16,10 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils import UUID
 
 from bench.seed import CURRENCY, MONEY_EACH
 from services import sql

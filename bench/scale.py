@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from sqlalchemy.ext.asyncio import AsyncEngine
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid7
 
 from bench import books, plot, population, queries, report, stack
 from bench.books import Told

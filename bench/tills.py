@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid4, uuid7
 
 from bench.measured import Measured
 from bench.seed import CURRENCY, sign_in

@@ -9,7 +9,8 @@ import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from pos.lockout import Lockout
 from protocol import code as codes

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import uuid4
+
+from uuid_utils import uuid4
 
 from pos.errors import PosError
 from pos.platform import Platform, SignedIn

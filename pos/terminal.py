@@ -9,10 +9,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from uuid import UUID
 
 import protovalidate
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid7
 
 from pos import lockout as ladder
 from pos.clock import TrustedClock, seconds_since_boot

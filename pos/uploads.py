@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from uuid import uuid4
+
+from uuid_utils import uuid4
 
 from pos.errors import PosError
 from pos.journal import Journal, Upload

@@ -10,13 +10,13 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from uuid import UUID
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
+from uuid_utils import UUID
 
 SIGNATURE_BYTES = 64
 DEVICE_KEY_BYTES = 32

@@ -6,7 +6,8 @@ import enum
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
-from uuid import UUID
+
+from uuid_utils import UUID
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from uuid import UUID
+
+from uuid_utils import UUID
 
 # A payment's names are written some ten times, in its answer and in each of its events.
 _RECENT = 2_048

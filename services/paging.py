@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.rpc import refusals
 

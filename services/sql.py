@@ -10,12 +10,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect, make_url
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from uuid_utils import UUID
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,11 @@ class Id(sa.types.TypeDecorator[UUID]):
         """Store the 16 bytes."""
         return None if value is None else value.bytes
 
-    def process_result_value(self, value: bytes | None, dialect: Dialect) -> UUID | None:
-        """Read them back."""
-        return None if value is None else UUID(bytes=bytes(value))
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[bytes | None], UUID | None]:
+        """Read them back. In one step, not in the three of `process_result_value`: a payment has a dozen of them."""
+        return lambda value: None if value is None else UUID(bytes=value)
 
 
 class Instant(sa.types.TypeDecorator[datetime]):
@@ -80,9 +82,11 @@ class Instant(sa.types.TypeDecorator[datetime]):
         """Store microseconds."""
         return None if value is None else micros(value)
 
-    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+    def result_processor(
+        self, dialect: Dialect, coltype: object
+    ) -> Callable[[int | None], datetime | None]:
         """Read an aware datetime back."""
-        return None if value is None else instant(value)
+        return lambda value: None if value is None else _EPOCH + value * _MICROSECOND
 
 
 def micros(value: datetime) -> int:

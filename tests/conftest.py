@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
-from uuid import uuid4
 
 import pytest
 import redis
 from hypothesis import settings
 from sqlalchemy.engine import make_url
+from uuid_utils import uuid4
 
 from cli import mariadb as mariadb_server
 from cli import pki, process, valkey

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from uuid import uuid4
+
+from uuid_utils import uuid4
 
 from services import names
 from tallystick.event.v1 import event_pb2

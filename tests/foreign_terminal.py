@@ -12,11 +12,10 @@ import time
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from uuid import uuid4
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid4, uuid7
 
 from tallystick.offline.v1 import (
     journal_pb2,

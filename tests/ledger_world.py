@@ -7,9 +7,9 @@ import hashlib
 from collections import Counter
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import pytest
+from uuid_utils import UUID
 
 from services.money import Money
 from services.payment.domain.book import (

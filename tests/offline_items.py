@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from uuid import uuid4
 
 from google.protobuf.timestamp_pb2 import Timestamp
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid4, uuid7
 
 from tallystick.payment.v1 import settlement_service_pb2 as pb
 from tests.payment_stack import inr, to_offline
@@ -72,10 +71,12 @@ class Codes:
         return answer.results
 
     async def pay(self, payer, reservation, vendor, minor_units=10_00, /, **changes):
-        """The payment made of one item, which must not be refused."""
+        """The payment made of one item, which must not be refused; whole, as its payer sees it."""
         (result,) = await self.settle(an_item(payer, reservation, vendor, minor_units, **changes))
         assert result.WhichOneof("outcome") == "payment", result
-        return result.payment
+        payment = await payer.get(result.payment)
+        assert (payment.state, payment.risk) == (result.payment.state, result.payment.risk)
+        return payment
 
     async def refusal(self, item):
         """Why one item is refused."""

@@ -12,9 +12,9 @@ import random
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from unittest.mock import patch
-from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from uuid_utils import UUID
 
 from pos import uploads
 from pos.clock import TrustedClock

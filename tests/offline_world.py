@@ -8,11 +8,10 @@ import secrets
 import sqlite3
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID, uuid4
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy.engine import make_url
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid4, uuid7
 
 from cli.demo.client import ApiError, Gateway, Operator
 from pos.platform import Platform

@@ -9,13 +9,13 @@ import sqlite3
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from uuid import uuid4
 
 import grpc
 import jwt
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from uuid_utils import uuid4
 
 from bench.seed import CURRENCY, seed
 from cli import audit

@@ -11,14 +11,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from unittest.mock import patch
-from uuid import UUID, uuid4
 
 import grpc
 import pytest
 import sqlalchemy as sa
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid4, uuid7
 
 from services import names, sql, streams
 from services.money import Money

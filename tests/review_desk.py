@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import json
 from contextlib import AsyncExitStack, asynccontextmanager
-from uuid import uuid4
+
+from uuid_utils import uuid4
 
 from services import event_log, sql, streams
 from services.admin import store

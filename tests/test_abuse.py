@@ -7,7 +7,6 @@ import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from uuid import UUID, uuid4
 
 import grpc
 import jwt
@@ -17,6 +16,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.rpc import error_details_pb2
 from grpc import StatusCode
 from grpc_status import rpc_status
+from uuid_utils import UUID, uuid4
 
 from bench.seed import CURRENCY, seed
 from buf.validate import validate_pb2

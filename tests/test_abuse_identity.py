@@ -3,11 +3,11 @@
 import hmac
 import json
 import time
-from uuid import uuid4
 
 import jwt
 import pytest
 from grpc import StatusCode
+from uuid_utils import uuid4
 
 from services.gateway.contract import services
 from services.rpc.contract import rules

@@ -3,7 +3,6 @@
 import random
 import re
 from types import SimpleNamespace
-from uuid import UUID, uuid4
 
 import pytest
 from google.protobuf import message_factory
@@ -12,6 +11,7 @@ from google.rpc import error_details_pb2
 from grpc import StatusCode
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from uuid_utils import UUID, uuid4
 
 from bench.seed import CURRENCY
 from buf.validate import validate_pb2

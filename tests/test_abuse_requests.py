@@ -1,10 +1,9 @@
 """Requests that must not be carried out, through the real Envoy: a precise answer, and nothing changed."""
 
-from uuid import uuid4
-
 import grpc
 import pytest
 from grpc import StatusCode
+from uuid_utils import uuid4
 
 from bench.seed import CURRENCY
 from services import paging

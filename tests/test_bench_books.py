@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 import aiosqlite
 import pytest
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid7
 
 from bench import books
 from bench.books import Paid, Told, differences, wrong_balances

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from uuid import UUID
 
 import pytest
+from uuid_utils import UUID
 
 from bench import summary
 from bench.offline import Paid, differences, wrong_balances

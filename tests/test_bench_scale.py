@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
+from uuid_utils import UUID, uuid4
 
 from bench import books, population, queries, summary
 from bench.population import AMOUNT, Population

@@ -4,13 +4,13 @@ import asyncio
 import enum
 import math
 from datetime import UTC, datetime
-from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.exc import IntegrityError
+from uuid_utils import UUID
 
 from services import bulk, sql
 
@@ -101,6 +101,33 @@ def test_rows_that_exist_get_new_values(engine, runner, rows, new):
 def a_row(number, /, **changes):
     row = {"thing_id": UUID(int=number), "time": None, "number": 1, "share": 0.5, "order": "x"}
     return {**row, "data": b"", **changes}
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=ROWS, kept=st.sets(st.integers(0, 5)), stranger=st.integers(0, 2**128 - 1))
+def test_rows_are_found_by_many_keys(engine, runner, rows, kept, stranger):
+    wanted = [row["thing_id"] for place, row in enumerate(rows) if place in kept]
+    asked = [*wanted, UUID(int=stranger)]
+    given_later = sa.select(things.c.thing_id).where(bulk.among_given(things.c.thing_id, "ids"))
+    numbers = [row["number"] for row in rows if row["number"] is not None]
+
+    async def found():
+        async with engine.connect() as connection:
+            await bulk.insert(connection, things, rows)
+            by_id = sa.select(things.c.thing_id).where(bulk.among(things.c.thing_id, asked))
+            of_numbers = sa.select(things.c.number).where(bulk.among(things.c.number, numbers))
+            answers = [
+                set((await connection.execute(by_id)).scalars()),
+                set((await connection.execute(given_later, {"ids": asked})).scalars()),
+                set((await connection.execute(of_numbers)).scalars()),
+            ]
+            changed = sa.update(things).where(bulk.among(things.c.thing_id, wanted))
+            changed_rows = (await connection.execute(changed.values(data=b"new"))).rowcount
+            await connection.rollback()
+        return answers, changed_rows
+
+    there = set(wanted) | {row["thing_id"] for row in rows if row["thing_id"].int == stranger}
+    assert runner.run(found()) == ([there, there, set(numbers)], len(wanted))
 
 
 def test_more_rows_than_a_statement_holds(engine, runner):

@@ -3,10 +3,10 @@
 import asyncio
 import json
 from datetime import UTC, datetime
-from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from uuid_utils import UUID
 
 from cli.__main__ import main
 from cli.stack.endpoints import Endpoints, Service, read

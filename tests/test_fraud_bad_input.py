@@ -6,9 +6,9 @@ import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from math import inf, nan
-from uuid import uuid4
 
 import pytest
+from uuid_utils import uuid4
 
 from services.fraud.domain.rules import Action, Mode, Rule
 from services.fraud.model import scorer

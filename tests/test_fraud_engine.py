@@ -6,9 +6,9 @@ import asyncio
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
 
 import pytest
+from uuid_utils import uuid4
 
 from services import sql, streams
 from services.fraud.domain.assessment import Limits

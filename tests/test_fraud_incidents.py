@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from uuid import uuid4
 
 import pytest
 import redis.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
+from uuid_utils import uuid4
 
 from services import streams
 from services.fraud import events

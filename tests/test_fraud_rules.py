@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uuid_utils import UUID
 
 from services.fraud.domain import rules
 from services.fraud.domain.assessment import Code, Decision, Facts, Limits, Position, Site

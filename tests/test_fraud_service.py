@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 from contextlib import AsyncExitStack, asynccontextmanager
-from uuid import uuid4
 
 import pytest
+from uuid_utils import uuid4
 
 from services import sql, streams
 from services.fraud import store

@@ -6,11 +6,11 @@ import base64
 import json
 import socket
 import time
-from uuid import uuid4
 
 import grpc
 import jwt
 import pytest
+from uuid_utils import uuid4
 
 from services.gateway import contract
 from services.rpc import identity

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from uuid import uuid4
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from uuid_utils import uuid4
 
 from tests.gateway import PUBLIC_BURST, until
 

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 from collections import Counter
 from datetime import timedelta
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from services.payment.domain.ledger import TRANSFER_MINOR_UNITS_MAX
 from tallystick.payment.v1 import payment_service_pb2 as pb

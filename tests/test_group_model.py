@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import shutil
 from datetime import UTC, datetime
-from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from hypothesis import settings
@@ -18,7 +17,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid4, uuid7
 
 from services import names, sql
 from services.money import Money

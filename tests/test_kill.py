@@ -4,10 +4,10 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from bench import books
 from bench.seed import CURRENCY, seed

@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import replace
-from uuid import UUID
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from uuid_utils import UUID
 
 from services.payment import events
 from services.payment.domain.book import (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from uuid import UUID
 
 import pytest
+from uuid_utils import UUID
 
 from services.money import Money
 from services.payment.domain.book import FundsMoved, PaymentMoved, Task

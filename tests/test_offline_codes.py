@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from uuid import UUID, uuid4
 
 import grpc
 import pytest
 import sqlalchemy as sa
+from uuid_utils import UUID, uuid4
 
 from protocol import code as protocol
 from protocol import voucher

@@ -236,6 +236,36 @@ async def test_another_replica_goes_on_when_the_lease_has_run_out(market, monkey
     forget(market.first)
 
 
+async def test_a_replica_whose_lease_ran_out_before_it_could_record_changes_nothing(
+    market, monkeypatch
+):
+    payer = await market.a_payer()
+    issued = await payer.issue(10_00, 10_00)
+    async with market.replica():
+        terminal = await market.a_terminal()
+        results = market.first.server.settling._results
+        conclude, submitted, late = results.conclude, asyncio.Event(), asyncio.Event()
+
+        async def conclude_late(told):
+            await submitted.wait()
+            market.clock.advance(deciding.LEASE)
+            await eventually(lambda: is_settled(terminal, batch))
+            await conclude(told)
+            late.set()
+
+        monkeypatch.setattr(results, "conclude", conclude_late)
+        batch = (await terminal.submit(*map(terminal.sale, issued))).batch
+        submitted.set()
+        await late.wait()
+
+        assert len(await market.events("item_decided")) == 2
+        assert await terminal.vendor.online() == 20_00
+
+
+async def is_settled(terminal, batch):
+    return {item.state for item in (await terminal.get(batch)).items} == {SETTLED}
+
+
 async def test_what_waited_in_memory_beyond_its_lease_is_left_to_others(market):
     payer = await market.a_payer()
     (issued,) = await payer.issue(10_00)

@@ -3,10 +3,10 @@
 import os
 import signal
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from uuid_utils import UUID, uuid4
 
 from cli import audit
 from cli.demo.client import ApiError

@@ -7,9 +7,9 @@ import random
 import signal
 import sys
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
+from uuid_utils import uuid4
 
 from cli import audit
 from cli.demo.client import ApiError

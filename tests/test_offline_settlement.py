@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from uuid_utils import uuid4
 
 from protocol import code as protocol
 from protocol import signed, voucher
@@ -549,6 +549,32 @@ async def test_a_review_whose_news_is_lost_is_found_by_asking(market, monkeypatc
     market.clock.advance(timedelta(minutes=1))
 
     await until_state(terminal, item, SETTLED)
+
+
+@pytest.mark.parametrize(("approve", "state"), [(True, SETTLED), (False, REFUSED)])
+async def test_a_review_that_is_faster_than_the_record_of_the_hold_decides(
+    market, monkeypatch, approve, state
+):
+    payer, terminal = await market.a_payer(), await market.a_terminal()
+    (issued,) = await payer.issue(100_00)
+    market.fraud.says(REVIEW)
+    conclude = market.first.server.settling._results.conclude
+
+    async def conclude_late(told):
+        ((entry, answer),) = told
+        await market.bank.first.reviews.settlements.ResolveHold(
+            a_decision(answer.payment, approve=approve)
+        )
+        reviewed = sa.select(tables.entries).where(tables.entries.c.entry_id == entry.entry_id)
+        await market.until(reviewed.where(tables.entries.c.review.is_not(None)))
+        await conclude(told)
+
+    monkeypatch.setattr(market.first.server.settling._results, "conclude", conclude_late)
+    item = await terminal.sell(issued)
+
+    assert item.state == state
+    (event,) = await market.events("item_decided")
+    assert event.item_decided.item == item
 
 
 async def test_what_is_still_held_stays_as_it_is_when_asked_again(market, monkeypatch):

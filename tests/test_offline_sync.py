@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, timedelta
-from uuid import uuid4
 
 import grpc
 import pytest
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from uuid_utils.compat import uuid7
+from uuid_utils import uuid4, uuid7
 
 from protocol import code as protocol
 from protocol import issued_filter, signed

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from uuid import UUID
 
 import pytest
+from uuid_utils import UUID
 
 from services.money import Money
 from services.payment import wire

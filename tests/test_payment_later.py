@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from datetime import timedelta
 from unittest.mock import patch
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from services.payment import store
 from services.payment.domain.ledger import TRANSFER_MINOR_UNITS_MAX

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from tallystick.payment.v1 import payment_service_pb2 as pb
 from tallystick.payment.v1 import wallet_service_pb2 as wallet_pb

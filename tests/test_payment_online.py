@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import UUID, uuid4
 
 import grpc
 import pytest
+from uuid_utils import UUID, uuid4
 
 from services.payment.domain.ledger import BALANCE_MINOR_UNITS_MAX, TRANSFER_MINOR_UNITS_MAX
 from tallystick.fraud.v1 import fraud_service_pb2 as fraud_pb

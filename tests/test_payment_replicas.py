@@ -6,10 +6,10 @@ import asyncio
 from collections import Counter
 from datetime import timedelta
 from unittest.mock import patch
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from services.payment import store
 from services.payment.follow_up import FollowUp

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from services.payment.domain.ledger import BALANCE_MINOR_UNITS_MAX
 from tallystick.payment.v1 import payment_pb2, settlement_service_pb2, wallet_pb2

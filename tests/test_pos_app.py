@@ -1,11 +1,11 @@
 """The till on a screen, driven as a person drives it."""
 
 from datetime import timedelta
-from uuid import UUID
 
 import pytest
 import segno
 from textual.widgets import Input, Static
+from uuid_utils import UUID
 
 from pos.app.entry import Look, look_at
 from pos.app.screens import PayRequest, Receipt, pay_request, qr_text

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from uuid_utils import UUID
 
 from pos import lockout
 from pos.clock import TrustedClock

@@ -8,11 +8,10 @@ import sys
 import textwrap
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid7
 
 from pos import journal as journals
 from pos.errors import PosError

@@ -2,10 +2,10 @@
 
 import asyncio
 from datetime import timedelta
-from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from uuid_utils import UUID
 
 from pos import uploads
 from pos.decision import Refusal, Typed

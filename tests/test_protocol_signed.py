@@ -4,13 +4,13 @@ import contextlib
 import json
 import random
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import example, given
 from hypothesis import strategies as st
+from uuid_utils import UUID
 
 from protocol import issued_filter, signed, voucher
 from protocol.voucher import Spend, Voucher, VoucherInvalid

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from services import streams
 from services.admin import store

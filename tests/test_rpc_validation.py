@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from services.rpc.validation import violations
 from tallystick.access.v1 import access_pb2
 from tallystick.fraud.v1 import fraud_service_pb2
-from tallystick.payment.v1 import payment_pb2, settlement_service_pb2
+from tallystick.payment.v1 import payment_pb2, payment_service_pb2
 
 NANOS = st.integers(-(2**31), 2**31 - 1) | st.sampled_from([-1, 0, 1, 10**9 - 1, 10**9, -(10**9)])
 SECONDS = st.integers(-(2**63), 2**63 - 1) | st.integers(-400_000_000_000, 400_000_000_000)
@@ -24,11 +24,11 @@ def test_a_times_nanoseconds_are_a_part_of_a_second():
 
 
 def test_a_time_within_a_list_is_named_by_its_place():
-    request = settlement_service_pb2.SettleOfflineResponse()
+    answer = payment_service_pb2.ListPaymentsResponse()
     for nanos in (0, 10**9):
-        request.results.add().payment.create_time.nanos = nanos
+        answer.payments.add().create_time.nanos = nanos
 
-    assert [field for field, _ in violations(request)] == ["results[1].payment.create_time"]
+    assert [field for field, _ in violations(answer)] == ["payments[1].create_time"]
 
 
 @given(SECONDS, NANOS)

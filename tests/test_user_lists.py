@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
-
 import pytest
+from uuid_utils import uuid4
 
 from tallystick.access.v1 import access_pb2
 from tallystick.user.v1 import user_pb2, user_service_pb2

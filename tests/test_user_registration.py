@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from services.user.store import tables
 from tallystick.access.v1 import access_pb2

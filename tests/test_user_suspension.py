@@ -6,10 +6,10 @@ import asyncio
 import time
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from uuid import uuid4
 
 import grpc
 import pytest
+from uuid_utils import uuid4
 
 from services import streams
 from services.rpc.revocations import Revocations

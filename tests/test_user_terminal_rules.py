@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import json
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+from uuid_utils import UUID
 
 from services.refusal import Refusal
 from services.rpc.identity import Caller

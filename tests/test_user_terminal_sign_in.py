@@ -8,13 +8,13 @@ import json
 import time
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
-from uuid import uuid4
 
 import grpc
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from uuid_utils import uuid4
 
 from services.rpc.server import Registration
 from services.user.domain.session import CLOCKS_APART_MAX

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
 
 import grpc
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from uuid_utils import uuid4
 
 from services.user.domain import terminal as rules
 from tallystick.event.v1 import event_pb2

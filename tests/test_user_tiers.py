@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from uuid import UUID, uuid4
 
 import grpc
 import pytest
 import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
+from uuid_utils import UUID, uuid4
 
 from services.refusal import Refusal
 from services.user import store

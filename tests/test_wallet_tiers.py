@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from uuid import uuid4
-
 import pytest
 from grpc import StatusCode
+from uuid_utils import uuid4
 
 from tallystick.access.v1 import access_pb2
 from tallystick.fraud.v1 import fraud_service_pb2

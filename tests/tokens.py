@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from uuid import uuid4
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec
+from uuid_utils import uuid4
 
 ISSUER = "https://tallystick"
 AUDIENCE = "tallystick"

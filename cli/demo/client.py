@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from uuid import UUID, uuid4
 
 import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from uuid_utils import UUID, uuid4
 
 from tallystick.access.v1 import access_pb2
 from tallystick.admin.v1 import review_service_pb2, review_service_pb2_grpc

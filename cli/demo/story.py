@@ -7,9 +7,9 @@ import secrets
 import time
 from collections.abc import Awaitable
 from pathlib import Path
-from uuid import UUID, uuid4
 
 import grpc
+from uuid_utils import UUID, uuid4
 
 from cli.demo.client import ApiError, Gateway, Operator
 from cli.demo.offline import OfflineActs

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import ClassVar
-from uuid import UUID
 
 import segno
 from textual.app import ComposeResult
@@ -12,6 +11,7 @@ from textual.binding import BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Static
+from uuid_utils import UUID
 
 from pos.shell import amount_text
 from protocol import voucher

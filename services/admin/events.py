@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services import names
 from services.admin.domain.case import Case, Fact, Kind, State

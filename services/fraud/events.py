@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from uuid_utils import UUID
 
 from services import names
 from services.fraud.domain.offline_risk import Level

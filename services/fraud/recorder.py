@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from operator import itemgetter
-from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from opentelemetry import metrics
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from uuid_utils import UUID
 
-from services import event_log, names, sql
+from services import event_log, names, sql, times
 from services.event_log import Relay
 from services.fraud import events, store, wire
 from services.fraud.assessor import Judged
@@ -192,12 +192,12 @@ class Recorder:
             alert.payer, alert.vendor = each.payment.payer, each.payment.vendor
         alert.decision = wire.DECISIONS[assessment.decision]
         alert.score = assessment.score
-        alert.create_time.FromDatetime(time)
+        alert.create_time.CopyFrom(times.timestamp(time))
         return alert
 
     def _alert(self, kind: pb.Alert.Kind.ValueType, reasons: list[str], detail: str) -> pb.Alert:
         alert = pb.Alert(name=f"alerts/{self._new_id()}", kind=kind, reasons=reasons, detail=detail)
-        alert.create_time.FromDatetime(self._now())
+        alert.create_time.CopyFrom(times.timestamp(self._now()))
         return alert
 
 
@@ -205,8 +205,7 @@ def _rows(
     group: Sequence[tuple[Judged, datetime]],
 ) -> Iterable[tuple[Judged, Stored]]:
     for time, taken in groupby(group, key=itemgetter(1)):
-        stamp = Timestamp()
-        stamp.FromDatetime(time)
+        stamp = times.timestamp(time)
         for each, _ in taken:
             try:
                 payment_id = names.last_id(each.payment.payment)

@@ -9,10 +9,9 @@ import time
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import uvloop
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid7
 
 from services import sql, streams, telemetry
 from services.environment import Environment

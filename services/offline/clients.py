@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from uuid import UUID
 
 import grpc
+from uuid_utils import UUID
 
 from services import names
 from services.money import Money

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from uuid import UUID
 
-from services import names
+from uuid_utils import UUID
+
+from services import names, times
 from services.offline import wire
 from services.offline.domain.code import Code
 from services.offline.domain.item import Entry, Verdict
@@ -48,7 +49,7 @@ def _event(
         source=SOURCE,
         subject=subject,
         actor=circumstances.actor,
-        occur_time=wire.timestamp(circumstances.time),
+        occur_time=times.timestamp(circumstances.time),
         trace_id=circumstances.trace_id,
         audience=[names.user_name(audience)],
     )
@@ -115,7 +116,7 @@ def wrong_codes_entered(
     event = _event(event_id, circumstances, terminal.name, terminal.vendor_id)
     event.wrong_codes_entered.terminal = terminal.name
     for count, time in entered:
-        event.wrong_codes_entered.entered.add(count=count, time=wire.timestamp(time))
+        event.wrong_codes_entered.entered.add(count=count, time=times.timestamp(time))
     return event
 
 

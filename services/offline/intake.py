@@ -10,13 +10,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from protocol import signed
-from services import names, sql, telemetry
-from services.offline import events, wire
+from services import names, sql, telemetry, times
+from services.offline import events
 from services.offline.deciding import LEASE, Deciding
 from services.offline.domain import journal, refusals
 from services.offline.domain.item import Entry, Reason, State, Work
@@ -334,7 +334,7 @@ class Intake:
             terminal=terminal.name,
             sequences=[sequence for sequence, _ in kept],
             entries_hash=signed.receipt_hash([content_hash for _, content_hash in kept]),
-            receive_time=wire.timestamp(now),
+            receive_time=times.timestamp(now),
         )
         return signed.sign_receipt(receipt, self._keys.issuer_key)
 
@@ -389,7 +389,7 @@ def counted(batch: Batch, counts: Mapping[State, int]) -> offline_pb2.Batch:
         name=names.batch_name(batch.batch_id),
         terminal=names.terminal_name(batch.vendor_id, batch.terminal_id),
         item_count=len(batch.item_ids),
-        receive_time=wire.timestamp(batch.receive_time),
+        receive_time=times.timestamp(batch.receive_time),
         received_count=counts.get(State.RECEIVED, 0),
         settled_count=counts.get(State.SETTLED, 0),
         held_count=counts.get(State.HELD, 0),

@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from protocol import code as protocol
 from protocol import voucher as vouchers

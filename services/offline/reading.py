@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from hashlib import sha256
-from uuid import UUID
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from uuid_utils import UUID
 
 from protocol import code as protocol
 from protocol import signed, voucher
-from services import names
+from services import names, times
 from services.money import Money
 from services.offline.domain.item import Proof, Reason
 from services.offline.domain.journal import Arrival
@@ -185,8 +185,8 @@ def _arrival(place: int, entry: Entry, envelope: SignedEntry, *, sale: bool) -> 
 
 def _instant(value: Timestamp) -> datetime | None:
     try:
-        return value.ToDatetime(UTC)
-    except (ValueError, OverflowError):
+        return times.instant(value)
+    except ValueError:
         return None
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services import names
 from services.offline import events
@@ -41,6 +42,10 @@ _DIVERGED = frozenset(
 )
 
 
+class _OvertakenError(Exception):
+    """Somebody else had a hand in one of the items."""
+
+
 class Results:
     """Records the results of items.
 
@@ -51,12 +56,43 @@ class Results:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
-    async def conclude(
+    async def conclude(self, told: Sequence[tuple[Entry, settlement.OfflineResult]]) -> None:
+        """Record what payment said of each. What somebody else has concluded meanwhile stays as it is."""
+        # Nearly always they are as they were handed over, and the writes tell: looking first costs as much as writing.
+        as_known = [(entry, answer, None) for entry, answer in told]
+        if all(entry.work is Work.SETTLE for entry, _ in told):
+            with contextlib.suppress(_OvertakenError):
+                return await self._recorder.change(
+                    lambda c: self._conclude(c, as_known, untouched=True)
+                )
+        return await self._recorder.change(lambda c: self._look_and_conclude(c, told))
+
+    async def _look_and_conclude(
         self,
         connection: AsyncConnection,
         told: Sequence[tuple[Entry, settlement.OfflineResult]],
     ) -> None:
-        """Record what payment said of each. What somebody else has concluded meanwhile stays as it is."""
+        left = await store.lock_work(connection, [entry.entry_id for entry, _ in told])
+        open_ones = [
+            (entry, answer, review)
+            for entry, answer in told
+            for work, review in [left[entry.entry_id]]
+            if work is entry.work
+        ]
+        await self._conclude(connection, open_ones, untouched=False)
+
+    async def _conclude(
+        self,
+        connection: AsyncConnection,
+        told: Sequence[tuple[Entry, settlement.OfflineResult, bool | None]],
+        *,
+        untouched: bool,
+    ) -> None:
+        """Record what payment said of each, given what a reviewer did.
+
+        Raises:
+            _OvertakenError: one of those said to be untouched is not. Nothing may be committed.
+        """
         now = self._recorder.now()
         watch_time = now + _WATCH_EVERY
         held: list[tuple[UUID, Verdict]] = []
@@ -65,11 +101,7 @@ class Results:
         given_back: list[Entry] = []
         facts: list[event_pb2.Event] = []
         circumstances = Circumstances(PLATFORM, now)
-        left = await store.lock_work(connection, [entry.entry_id for entry, _ in told])
-        for entry, answer in told:
-            work, review = left[entry.entry_id]
-            if work is not entry.work:
-                continue
+        for entry, answer, review in told:
             verdict = _verdict(entry, answer, review)
             if entry.state is verdict.state:
                 still_held.append(entry.entry_id)
@@ -79,14 +111,18 @@ class Results:
                 given_back.append(entry)
             event_id = self._recorder.new_id()
             facts.append(events.item_decided(event_id, circumstances, entry, verdict))
-        await _give_back(connection, given_back, now)
         await store.set_due(connection, still_held, due_time=watch_time, tried=False)
-        await store.set_verdicts(
-            connection, held, work=Work.WATCH, due_time=watch_time, decide_time=now
-        )
-        await store.set_verdicts(
-            connection, ended, work=Work.NOTHING, due_time=now, decide_time=now
-        )
+        written = 0
+        for some, work, due_time in (
+            (held, Work.WATCH, watch_time),
+            (ended, Work.NOTHING, now),
+        ):
+            written += await store.set_verdicts(
+                connection, some, work=work, due_time=due_time, decide_time=now, untouched=untouched
+            )
+        if written < len(held) + len(ended):
+            raise _OvertakenError
+        await _give_back(connection, given_back, now)
         await self._recorder.record(connection, facts)
 
     async def review(self, event: event_pb2.Event) -> None:

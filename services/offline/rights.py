@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import UTC
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services.offline import events
 from services.offline.domain import code as codes

@@ -9,10 +9,9 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import uvloop
-from uuid_utils.compat import uuid7
+from uuid_utils import UUID, uuid7
 
 from protocol.code import SERIAL_BITS
 from services import sql, streams, telemetry

@@ -7,10 +7,10 @@ import logging
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from uuid import UUID
 
 import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services import names, sql
 from services.offline.clients import Payment
@@ -184,7 +184,7 @@ class Settling:
             if answer is not None and not may_come_later(answer)
         ]
         if told:
-            await self._recorder.change(lambda c: self._results.conclude(c, told))
+            await self._results.conclude(told)
         known = {entry.entry_id for entry, _ in told}
         untold = [entry for entry in claimed if entry.entry_id not in known]
         if untold:

@@ -6,12 +6,12 @@ import asyncio
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from protocol import issued_filter, signed
-from services import sql
+from services import sql, times
 from services.offline import wire
 from services.offline.domain import refusals
 from services.offline.domain.journal import bundle_time
@@ -71,14 +71,14 @@ class Trust:
         bundle = pb.TrustBundle(
             version=version,
             terminal=terminal.name,
-            server_time=wire.timestamp(server_time),
+            server_time=times.timestamp(server_time),
             issuer=self._terms.issuer,
             scope=terminal.scope,
             tiers=wire.tiers(self._terms),
             code_keys=[
                 pb.CodeKey(
                     keyset=keyset.number,
-                    epoch_time=wire.timestamp(keyset.epoch_time),
+                    epoch_time=times.timestamp(keyset.epoch_time),
                     key=self._keys.scope_key(keyset, terminal.scope),
                 )
                 for keyset in self._keys.spendable(server_time)
@@ -89,7 +89,7 @@ class Trust:
             ],
             denied=denied,
             issued=pb.IssuedFilter(
-                data=issued.data, build_time=wire.timestamp(issued.check_time - _COMMIT_MAX)
+                data=issued.data, build_time=times.timestamp(issued.check_time - _COMMIT_MAX)
             ),
             limits=wire.limits(self._terms),
             spend_days=self._terms.spend_days,

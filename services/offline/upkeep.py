@@ -7,10 +7,10 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
-from uuid import UUID
 
 import grpc
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services import sql
 from services.offline import events

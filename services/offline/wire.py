@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from datetime import datetime
-from uuid import UUID
 
-from google.protobuf.timestamp_pb2 import Timestamp
+from uuid_utils import UUID
 
-from services import names, sql
+from services import names
 from services.money import Money
 from services.offline.domain.code import Code
 from services.offline.domain.double_spend import DoubleSpend
@@ -15,21 +14,14 @@ from services.offline.domain.item import Entry, State, Verdict
 from services.offline.domain.liability import RULES
 from services.offline.domain.right import Right
 from services.offline.domain.terms import Terms
+from services.times import timestamp
 from tallystick.offline.v1 import code_service_pb2, offline_pb2, terminal_sync_service_pb2
 from tallystick.type.v1 import money_pb2
-
-_MICROS = 1_000_000
 
 
 def money(value: Money) -> money_pb2.Money:
     """An amount."""
     return money_pb2.Money(minor_units=value.minor_units, currency_code=value.currency_code)
-
-
-def timestamp(value: datetime) -> Timestamp:
-    """An instant. Four of them an item; `FromDatetime` would take 8 µs each, through the calendar."""
-    seconds, micros = divmod(sql.micros(value), _MICROS)
-    return Timestamp(seconds=seconds, nanos=micros * 1_000)
 
 
 def code_message(code: Code, spender: tuple[UUID, int] | None = None) -> offline_pb2.Code:

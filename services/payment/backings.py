@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils import UUID
 
 from services import sql
 from services.audit_finding import Backing, BackingState

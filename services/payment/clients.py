@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from uuid import UUID
 
 import grpc
+from uuid_utils import UUID
 
 from services import names
 from tallystick.fraud.v1 import fraud_service_pb2, fraud_service_pb2_grpc

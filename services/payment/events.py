@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import lru_cache
-from uuid import UUID
 
-from services import names
+from uuid_utils import UUID
+
+from services import names, times
 from services.payment import wire
 from services.payment.domain import book as facts
 from services.payment.domain.book import Fact
@@ -60,7 +61,7 @@ def _about_payment(event: event_pb2.Event, payment: Payment, actor: str) -> None
     head = _payment_head(payment.payment_id, payment.payer.owner_id, payment.vendor_id)
     event.CopyFrom(head)
     event.actor = actor
-    event.occur_time.CopyFrom(wire.timestamp(payment.update_time))
+    event.occur_time.CopyFrom(times.timestamp(payment.update_time))
 
 
 @lru_cache(maxsize=4)
@@ -76,7 +77,7 @@ def _about_wallet(event: event_pb2.Event, key: WalletKey, actor: str, time: date
     event.subject = names.wallet_name(*key)
     event.actor = actor
     event.audience.append(names.user_name(key.owner_id))
-    event.occur_time.CopyFrom(wire.timestamp(time))
+    event.occur_time.CopyFrom(times.timestamp(time))
 
 
 def _payment_moved(event: event_pb2.Event, fact: facts.PaymentMoved) -> None:

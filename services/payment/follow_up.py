@@ -7,9 +7,9 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import partial
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils import UUID
 
 from services import names, sql
 from services.payment import store, wire

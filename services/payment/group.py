@@ -16,11 +16,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
-from uuid import UUID
 
 from opentelemetry import metrics
 from opentelemetry.trace import SpanContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from uuid_utils import UUID
 
 from services import event_log, sql, telemetry
 from services.payment import events, store, wire

@@ -6,7 +6,8 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.payment import events
 from services.payment.clients import Parties

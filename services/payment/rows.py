@@ -6,7 +6,8 @@ import struct
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services import sql
 from services.payment.domain.book import Answered, Moved, Outcome, Refunded, Resolved

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services import bulk, sql
 from services import event_log as event_logs
@@ -162,19 +162,15 @@ _PAYMENT_CHANGES = (
 # Built once: every group executes them, and building a statement costs as much as executing it.
 _LOCK_WALLETS = (
     sa.select(wallets)
-    .where(wallets.c.wallet_id.in_(sa.bindparam("ids", expanding=True)))
+    .where(bulk.among_given(wallets.c.wallet_id, "ids"))
     .order_by(wallets.c.wallet_id)
     .with_for_update()
 )
-_FIND_REQUESTS = sa.select(requests).where(
-    requests.c.request_key.in_(sa.bindparam("keys", expanding=True))
-)
+_FIND_REQUESTS = sa.select(requests).where(bulk.among_given(requests.c.request_key, "keys"))
 
-_FIND_PAYMENTS = sa.select(payments).where(
-    payments.c.payment_id.in_(sa.bindparam("ids", expanding=True))
-)
+_FIND_PAYMENTS = sa.select(payments).where(bulk.among_given(payments.c.payment_id, "ids"))
 _FIND_RESERVATIONS = sa.select(reservations).where(
-    reservations.c.reservation_id.in_(sa.bindparam("ids", expanding=True))
+    bulk.among_given(reservations.c.reservation_id, "ids")
 )
 
 

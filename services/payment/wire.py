@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-from datetime import datetime
-from uuid import UUID
+from uuid_utils import UUID
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from services import names, sql
+from services import names
 from services.payment.domain.ledger import (
     SYSTEM_NAMES,
     Account,
@@ -18,6 +14,7 @@ from services.payment.domain.ledger import (
     WalletKey,
 )
 from services.payment.domain.payment import Channel, Decision, Payment, Position, Risk, Shown
+from services.times import timestamp
 from tallystick.fraud.v1 import fraud_service_pb2
 from tallystick.payment.v1 import payment_pb2, wallet_pb2
 from tallystick.type.v1 import money_pb2, position_pb2
@@ -35,23 +32,10 @@ _DECISIONS = {
     fraud_service_pb2.Assessment.DECISION_REVIEW: Decision.REVIEW,
     fraud_service_pb2.Assessment.DECISION_DECLINE: Decision.DECLINE,
 }
-_MICROS_PER_SECOND = 1_000_000
 # What a payment's record has room for, whatever a fraud service to come may answer.
 _SCORE_MAX = 100
 _REASONS_MAX = 10
 _REASON_CHARACTERS_MAX = 40
-
-
-@functools.lru_cache(maxsize=256)
-def timestamp(value: datetime) -> Timestamp:
-    """A protobuf Timestamp, to the microsecond. For copying into messages: one group's times are all the same."""
-    seconds, rest = divmod(sql.micros(value), _MICROS_PER_SECOND)
-    return Timestamp(seconds=seconds, nanos=rest * 1000)
-
-
-def instant(message: Timestamp) -> datetime:
-    """When a Timestamp is, to the microsecond; its seconds are a time the contract has checked."""
-    return sql.instant(message.seconds * _MICROS_PER_SECOND + message.nanos // 1000)
 
 
 def wallet_key(name: str) -> WalletKey:

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from uuid import UUID
 
 import grpc
+from uuid_utils import UUID
 
 from services.rpc import refusals
 from tallystick.access.v1 import access_pb2

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services import names, telemetry
 from services.user.domain.signing_key import SigningKey

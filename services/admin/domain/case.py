@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 from datetime import datetime
-from uuid import UUID, uuid5
+
+from uuid_utils import UUID, uuid5
 
 from services.admin.domain import refusals
 from services.names import user_name

@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services import bulk
 from services.fraud.store.tables import alerts, assessments, label_tasks
@@ -60,7 +60,7 @@ class AlertQuery:
 
 # Built once: several times a second it is executed, and building it costs as much.
 _FIND_KNOWN = sa.select(assessments.c.payment_id).where(
-    assessments.c.payment_id.in_(sa.bindparam("ids", expanding=True))
+    bulk.among_given(assessments.c.payment_id, "ids")
 )
 
 

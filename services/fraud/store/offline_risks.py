@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services.fraud.domain.offline_risk import Level, Standing
 from services.fraud.store.tables import offline_risks

@@ -6,7 +6,8 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.money import Money
 from services.names import code_name

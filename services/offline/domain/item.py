@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.money import Money
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, replace
 from datetime import datetime
-from uuid import UUID
+
+from uuid_utils import UUID
 
 # A REDUCED right, as a share of the whole cap.
 _REDUCED_DIVISOR = 4

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.names import terminal_name
 

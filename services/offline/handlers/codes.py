@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from protocol import keys
 from protocol.code import DEFAULT_SCOPE
-from services import names, paging, telemetry
+from services import names, paging, telemetry, times
 from services.money import Money
 from services.offline import events, wire
 from services.offline.domain import code as codes
@@ -216,7 +216,7 @@ class CodeService(code_service_pb2_grpc.CodeServiceServicer):
     ) -> pb.RotateKeysetResponse:
         keyset = await self._keys.rotate()
         return pb.RotateKeysetResponse(
-            keyset=keyset.number, epoch_time=wire.timestamp(keyset.epoch_time)
+            keyset=keyset.number, epoch_time=times.timestamp(keyset.epoch_time)
         )
 
     def _circumstances(self) -> Circumstances:

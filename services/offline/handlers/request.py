@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from hashlib import sha256
-from uuid import UUID
 
 from google.protobuf.message import Message
+from uuid_utils import UUID
 
 
 def request_key(asker: UUID, request_id: str) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services import names, paging
 from services.offline import wire

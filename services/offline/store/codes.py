@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services import bulk
 from services.money import Money
@@ -114,7 +114,7 @@ async def codes_of_issue(connection: AsyncConnection, issue_id: UUID) -> list[Co
 
 async def lock_codes(connection: AsyncConnection, code_ids: Collection[UUID]) -> dict[UUID, Code]:
     """Codes by id, held until the transaction ends."""
-    query = _select().where(codes.c.code_id.in_(list(code_ids))).order_by(codes.c.code_id)
+    query = _select().where(bulk.among(codes.c.code_id, code_ids)).order_by(codes.c.code_id)
     return {row.code_id: _code(row) for row in await connection.execute(query.with_for_update())}
 
 
@@ -135,7 +135,7 @@ async def lock_by_proof(
     if not hashes:
         return {}
     column = codes.c.code_hash if proof is Proof.CODE else codes.c.voucher_hash
-    query = _select(column.label("proof_hash")).where(column.in_(sorted(hashes)))
+    query = _select(column.label("proof_hash")).where(bulk.among(column, sorted(hashes)))
     rows = await connection.execute(query.order_by(column).with_for_update())
     return {bytes(row.proof_hash): _code(row) for row in rows}
 
@@ -145,7 +145,7 @@ async def spenders(
 ) -> dict[UUID, tuple[UUID, int]]:
     """By code: the entry that spent it, and how much."""
     query = sa.select(spends.c.code_id, spends.c.entry_id, spends.c.minor_units)
-    rows = await connection.execute(query.where(spends.c.code_id.in_(list(code_ids))))
+    rows = await connection.execute(query.where(bulk.among(spends.c.code_id, code_ids)))
     return {row.code_id: (row.entry_id, row.minor_units) for row in rows}
 
 
@@ -169,7 +169,7 @@ async def set_state(
         values["revoke_time"] = revoke_time
     if release_time is not None:
         values["release_time"] = release_time
-    statement = sa.update(codes).where(codes.c.code_id.in_(list(code_ids))).values(values)
+    statement = sa.update(codes).where(bulk.among(codes.c.code_id, code_ids)).values(values)
     await connection.execute(statement)
 
 
@@ -195,7 +195,7 @@ async def insert_spends(connection: AsyncConnection, spent: Iterable[tuple[Code,
 
 async def delete_spends(connection: AsyncConnection, code_ids: Collection[UUID]) -> None:
     """Take back spends that payment refused."""
-    await connection.execute(sa.delete(spends).where(spends.c.code_id.in_(list(code_ids))))
+    await connection.execute(sa.delete(spends).where(bulk.among(spends.c.code_id, code_ids)))
 
 
 async def lock_releasable(
@@ -232,7 +232,7 @@ async def list_release_due(connection: AsyncConnection, *, limit: int) -> list[U
 
 async def set_released(connection: AsyncConnection, code_ids: Collection[UUID]) -> None:
     """The money behind codes went back; those nobody ever saw are forgotten."""
-    chosen = codes.c.code_id.in_(list(code_ids))
+    chosen = bulk.among(codes.c.code_id, code_ids)
     await connection.execute(sa.delete(codes).where(chosen, codes.c.state == int(State.ABANDONED)))
     await connection.execute(sa.update(codes).where(chosen).values(release_step=int(Release.DONE)))
 

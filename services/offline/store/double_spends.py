@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services.offline.domain.double_spend import DoubleSpend
 from services.offline.store.tables import double_spends

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services import bulk
 from services.money import Money
@@ -146,7 +146,7 @@ def _runs(numbers: Collection[int]) -> list[tuple[int, int]]:
 
 async def taken_items(connection: AsyncConnection, item_ids: Collection[UUID]) -> set[UUID]:
     """Of some item ids, those that an entry on record has."""
-    query = sa.select(entries.c.item_id).where(entries.c.item_id.in_(list(item_ids)))
+    query = sa.select(entries.c.item_id).where(bulk.among(entries.c.item_id, item_ids))
     return set((await connection.execute(query)).scalars())
 
 
@@ -253,7 +253,7 @@ async def set_due(
     if tried:
         values["attempts"] = entries.c.attempts + 1
     await connection.execute(
-        sa.update(entries).where(entries.c.entry_id.in_(list(entry_ids))).values(values)
+        sa.update(entries).where(bulk.among(entries.c.entry_id, entry_ids)).values(values)
     )
 
 
@@ -263,7 +263,7 @@ async def lock_work(
     """What is left to do for entries, and what reviewers have decided; held until the transaction ends."""
     query = (
         sa.select(entries.c.entry_id, entries.c.work, entries.c.review)
-        .where(entries.c.entry_id.in_(list(entry_ids)))
+        .where(bulk.among(entries.c.entry_id, entry_ids))
         .order_by(entries.c.entry_id)
     )
     rows = await connection.execute(query.with_for_update())
@@ -281,19 +281,19 @@ async def lock_entries(connection: AsyncConnection, entry_ids: Collection[UUID])
 
 async def find_entries(connection: AsyncConnection, entry_ids: Collection[UUID]) -> list[Entry]:
     """Entries with what they spent, oldest first."""
-    query = _with_spend().where(entries.c.entry_id.in_(list(entry_ids)))
+    query = _with_spend().where(bulk.among(entries.c.entry_id, entry_ids))
     rows = await connection.execute(query.order_by(entries.c.entry_id))
     return [_joined(row) for row in rows]
 
 
 async def find_items(connection: AsyncConnection, item_ids: Collection[UUID]) -> list[Entry]:
     """Items with what they spent, in the journal's order."""
-    return await _items(connection, entries.c.item_id.in_(list(item_ids)))
+    return await _items(connection, bulk.among(entries.c.item_id, item_ids))
 
 
 async def find_decided(connection: AsyncConnection, item_ids: Collection[UUID]) -> list[Entry]:
     """Of some items those that have a result, with what they spent, in the journal's order."""
-    some = entries.c.item_id.in_(list(item_ids))
+    some = bulk.among(entries.c.item_id, item_ids)
     return await _items(connection, some, entries.c.state != int(State.RECEIVED))
 
 
@@ -308,7 +308,7 @@ async def count_states(connection: AsyncConnection, item_ids: Collection[UUID]) 
         return {}
     query = (
         sa.select(entries.c.state, sa.func.count())
-        .where(entries.c.item_id.in_(list(item_ids)))
+        .where(bulk.among(entries.c.item_id, item_ids))
         .group_by(entries.c.state)
     )
     return {State(state): count for state, count in await connection.execute(query)}
@@ -355,11 +355,18 @@ async def set_verdicts(
     work: Work,
     due_time: datetime,
     decide_time: datetime | None,
-) -> None:
-    """Record results of entries that are locked; those with the same one in one statement."""
+    untouched: bool = False,
+) -> int:
+    """Record results of entries; those with the same one in one statement. Answers of how many.
+
+    The entries are locked; or `untouched`, and then those are passed over that are not as they were when their codes
+    were spent.
+    """
     groups: dict[Verdict, list[UUID]] = defaultdict(list)
     for entry_id, verdict in decided:
         groups[verdict].append(entry_id)
+    as_they_were = [entries.c.work == int(Work.SETTLE), entries.c.review.is_(None)]
+    written = 0
     for verdict, entry_ids in groups.items():
         values = {
             "state": int(verdict.state),
@@ -373,8 +380,10 @@ async def set_verdicts(
         }
         if work is Work.SETTLE:
             values["hold"] = int(verdict.reason)
-        statement = sa.update(entries).where(entries.c.entry_id.in_(entry_ids)).values(values)
-        await connection.execute(statement)
+        which = [bulk.among(entries.c.entry_id, entry_ids), *(as_they_were if untouched else [])]
+        statement = sa.update(entries).where(*which).values(values)
+        written += (await connection.execute(statement)).rowcount
+    return written
 
 
 async def set_review(connection: AsyncConnection, entry_id: UUID, *, approved: bool) -> None:

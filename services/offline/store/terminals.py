@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
-from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
+from uuid_utils import UUID
 
 from services.offline.domain.terminal import Terminal
 from services.offline.store.tables import terminals, vendors

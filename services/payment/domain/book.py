@@ -6,7 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.payment.domain import refusals
 from services.payment.domain.ledger import Ledger, Transfer, Wallet, WalletKey

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple, Protocol
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services import names
 from services.money import Money

@@ -6,7 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
+
+from uuid_utils import UUID
 
 # What one transfer may move: 100 billion with two decimals. Far above any payment, far below int64.
 TRANSFER_MINOR_UNITS_MAX = 10**13

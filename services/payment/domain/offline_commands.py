@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services import names
 from services.money import Money

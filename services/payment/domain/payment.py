@@ -6,7 +6,8 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import NamedTuple
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.payment.domain.ledger import WalletKey
 

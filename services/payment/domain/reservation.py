@@ -5,7 +5,8 @@ from __future__ import annotations
 import enum
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.payment.domain.ledger import WalletKey
 

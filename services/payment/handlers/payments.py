@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy.ext.asyncio import AsyncEngine
+from uuid_utils import UUID
 
-from services import names, paging, sql
+from services import names, paging, sql, times
 from services.money import Money
 from services.payment import store, wire
 from services.payment.domain import refusals
@@ -140,7 +140,7 @@ class PaymentService(payment_service_pb2_grpc.PaymentServiceServicer):
                 site=request.site,
                 amount=request.amount,
                 position=request.position if request.HasField("position") else None,
-                occur_time=wire.timestamp(ledger.now()),
+                occur_time=times.timestamp(ledger.now()),
                 device=request.device_id,
             )
         payment = await ledger.owners.submit(command, (payer_id, vendor_id), facts)

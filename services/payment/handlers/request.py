@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from uuid import UUID
 
 from google.protobuf.message import Message
+from uuid_utils import UUID
 
 from services.payment.domain.book import Request
 from services.rpc.identity import Caller

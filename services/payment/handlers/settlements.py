@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 from typing import Any
-from uuid import UUID
 
 import grpc
+from uuid_utils import UUID
 
-from services import names, sql, telemetry
+from services import names, sql, telemetry, times
 from services.money import Money
 from services.payment import store, wire
 from services.payment.domain import offline_commands, refusals
@@ -135,7 +135,7 @@ class SettlementService(settlement_service_pb2_grpc.SettlementServiceServicer):
             terminal_id=terminal_id,
             site_id=site_id,
             amount=Money(item.amount.minor_units, item.amount.currency_code),
-            spend_time=wire.instant(item.occur_time),
+            spend_time=times.instant(item.occur_time),
             position=wire.position(item.position) if item.HasField("position") else None,
             reference=item.reference,
             hold_reason=item.hold_reason,
@@ -173,7 +173,11 @@ def _result(item: pb.OfflinePayment, answer: Outcome | Exception) -> pb.OfflineR
         return pb.OfflineResult(refusal=refusal_message(refusal))
     assert isinstance(answer, SettledOffline)
     return pb.OfflineResult(
-        payment=wire.payment_message(answer.payment),
+        payment=pb.PaymentStanding(
+            name=item.payment,
+            state=int(answer.payment.state),  # type: ignore[arg-type]
+            risk=wire.risk_message(answer.payment.risk),
+        ),
         returned=wire.money(answer.returned, item.amount.currency_code),
     )
 
@@ -203,7 +207,7 @@ def _facts(
         site=item.site,
         amount=item.amount,
         position=item.position if item.HasField("position") else None,
-        occur_time=wire.timestamp(command.spend_time),
+        occur_time=times.timestamp(command.spend_time),
         offline=True,
         code_age=item.code_age if item.HasField("code_age") else None,
         device=item.device,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.user.domain import refusals
 from services.user.domain.user import User

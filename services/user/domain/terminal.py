@@ -6,7 +6,8 @@ import enum
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services import names
 from services.user.domain import refusals

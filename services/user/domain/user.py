@@ -6,7 +6,8 @@ import enum
 import re
 from dataclasses import dataclass, replace
 from datetime import datetime
-from uuid import UUID
+
+from uuid_utils import UUID
 
 from services.user.domain import refusals
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from uuid import UUID
 
 from google.protobuf.message import Message
+from uuid_utils import UUID
 
 # The caller's part of a request key when anybody may call.
 ANYBODY = UUID(int=0)

@@ -335,7 +335,7 @@ class OfflineResult(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     RETURNED_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def payment(self) -> _payment_pb2.Payment:
+    def payment(self) -> Global___PaymentStanding:
         """SUCCESS, or FLAGGED while a person decides; or what it became since."""
 
     @_builtins.property
@@ -349,7 +349,7 @@ class OfflineResult(_message.Message):
     def __init__(
         self,
         *,
-        payment: _payment_pb2.Payment | None = ...,
+        payment: Global___PaymentStanding | None = ...,
         refusal: _payment_service_pb2.PaymentRefusal | None = ...,
         returned: _money_pb2.Money | None = ...,
     ) -> None: ...
@@ -362,6 +362,38 @@ class OfflineResult(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___OfflineResult: _TypeAlias = OfflineResult  # noqa: Y015
+
+@_typing.final
+class PaymentStanding(_message.Message):
+    """Where a payment stands; the rest of it the caller has said itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    RISK_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`payments/{uuid}`."""
+    state: _payment_pb2.Payment.State.ValueType
+    """What it is now."""
+    @_builtins.property
+    def risk(self) -> _payment_pb2.Risk:
+        """What the fraud check said."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        state: _payment_pb2.Payment.State.ValueType = ...,
+        risk: _payment_pb2.Risk | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["risk", b"risk"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "risk", b"risk", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentStanding: _TypeAlias = PaymentStanding  # noqa: Y015
 
 @_typing.final
 class ReleaseReservationsRequest(_message.Message):
