@@ -86,7 +86,7 @@ class Instant(sa.types.TypeDecorator[datetime]):
         self, dialect: Dialect, coltype: object
     ) -> Callable[[int | None], datetime | None]:
         """Read an aware datetime back."""
-        return lambda value: None if value is None else _EPOCH + value * _MICROSECOND
+        return lambda value: None if value is None else instant(value)
 
 
 def micros(value: datetime) -> int:

@@ -144,7 +144,7 @@ class OfflineActs:
         screen.table(
             ("Tea house", "amount", "result"),
             [
-                (str(item["item"])[:14], str(item["amount"]), str(item["reason"]))
+                (f"items/…{str(item['item'])[-12:]}", str(item["amount"]), str(item["reason"]))
                 for item in said.answer["items"]
             ],
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from uuid_utils import UUID
 
-from services import names
+from services import names, times
 from services.admin.domain.case import Case, Fact, Kind, State
 from tallystick.event.v1 import event_pb2
 from tallystick.payment.v1 import payment_pb2
@@ -96,7 +96,7 @@ def _settling(kind: Kind, event: event_pb2.Event) -> Settling:
 
 
 def _time(event: event_pb2.Event) -> datetime:
-    return event.occur_time.ToDatetime(UTC)
+    return times.instant(event.occur_time)
 
 
 _OUTCOMES = {State.APPROVED: "approved", State.REJECTED: "rejected", State.SETTLED: "settled"}
@@ -113,7 +113,7 @@ def event_of(
         actor=PLATFORM,
         trace_id=trace_id,
     )
-    event.occur_time.FromDatetime(now)
+    event.occur_time.CopyFrom(times.timestamp(now))
     if fact is Fact.OPENED:
         event.case_opened.kind = case.kind.name.lower()
         event.case_opened.case_subject = subject_name(case)

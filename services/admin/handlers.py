@@ -8,7 +8,7 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services import names, paging, sql
+from services import names, paging, sql, times
 from services.admin import store
 from services.admin.desk import Desk
 from services.admin.domain import refusals
@@ -113,4 +113,4 @@ def to_proto(case: Case) -> pb.Case:
 
 def _put(field: Timestamp, time: datetime | None) -> None:
     if time is not None:
-        field.FromDatetime(time)
+        field.CopyFrom(times.timestamp(time))

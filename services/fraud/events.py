@@ -8,7 +8,7 @@ from datetime import datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 from uuid_utils import UUID
 
-from services import names
+from services import names, times
 from services.fraud.domain.offline_risk import Level
 from services.fraud.features.incidents import Incident, Kind
 from tallystick.event.v1 import event_pb2
@@ -100,7 +100,7 @@ def rules_changed(
     event = event_pb2.Event(
         event_id=str(event_id), source=SOURCE, subject=f"rules/{revision}", actor=actor
     )
-    event.occur_time.FromDatetime(now)
+    event.occur_time.CopyFrom(times.timestamp(now))
     event.rules_changed.revision = revision
     event.rules_changed.change = change
     return event
@@ -114,7 +114,7 @@ def offline_risk_changed(
     event = event_pb2.Event(
         event_id=str(event_id), source=SOURCE, subject=user, actor=PLATFORM, audience=[user]
     )
-    event.occur_time.FromDatetime(now)
+    event.occur_time.CopyFrom(times.timestamp(now))
     event.offline_risk_changed.user = user
     event.offline_risk_changed.level = int(level)  # type: ignore[assignment]
     event.offline_risk_changed.reason = reason

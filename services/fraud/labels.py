@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from uuid_utils import UUID
 
-from services import event_log, names, sql
+from services import event_log, names, sql, times
 from services.event_log import Relay
 from services.fraud import events, store, wire
 from services.fraud.domain.offline_risk import Level, Standing, after_label
@@ -236,7 +236,7 @@ class Labels:
             reason=f"nobody has disputed it for {days:g} days",
             actor=events.PLATFORM,
         )
-        label.time.FromDatetime(now)
+        label.time.CopyFrom(times.timestamp(now))
         await assessments.save_label(connection, found, HONEST, label.SerializeToString())
         return len(found)
 

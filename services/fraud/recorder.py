@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from itertools import groupby
 from operator import itemgetter
 
@@ -248,7 +248,7 @@ def _row(payment_id: UUID, each: Judged, time: datetime, stamp: Timestamp) -> St
 def _stored(alert: pb.Alert) -> StoredAlert:
     return StoredAlert(
         alert_id=names.last_id(alert.name),
-        create_time=alert.create_time.ToDatetime(UTC),
+        create_time=times.instant(alert.create_time),
         kind=int(alert.kind),
         decision=int(alert.decision),
         score=alert.score,

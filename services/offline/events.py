@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from uuid_utils import UUID
 
@@ -138,7 +138,7 @@ def terminal(message: user_pb2.Terminal) -> Terminal:
         site_id=names.last_id(message.site),
         scope=message.scope or "main",
         public_key=message.public_key,
-        revoke_time=message.revoke_time.ToDatetime(UTC) if revoked else None,
+        revoke_time=times.instant(message.revoke_time) if revoked else None,
         version=message.version,
     )
 

@@ -58,9 +58,9 @@ class Results:
 
     async def conclude(self, told: Sequence[tuple[Entry, settlement.OfflineResult]]) -> None:
         """Record what payment said of each. What somebody else has concluded meanwhile stays as it is."""
-        # Nearly always they are as they were handed over, and the writes tell: looking first costs as much as writing.
-        as_known = [(entry, answer, None) for entry, answer in told]
         if all(entry.work is Work.SETTLE for entry, _ in told):
+            # Nearly always they are as they were handed over, and the writes tell: looking first is half of the work.
+            as_known = [(entry, answer, None) for entry, answer in told]
             with contextlib.suppress(_OvertakenError):
                 return await self._recorder.change(
                     lambda c: self._conclude(c, as_known, untouched=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC
-
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils import UUID
 
+from services import times
 from services.offline import events
 from services.offline.domain import code as codes
 from services.offline.domain import right as rights
@@ -99,7 +98,7 @@ class Rights:
         if said is None:
             return
         owner_id, mark = said
-        say_time = event.occur_time.ToDatetime(UTC)
+        say_time = times.instant(event.occur_time)
         circumstances = Circumstances(PLATFORM, self._recorder.now(), event.trace_id)
 
         async def work(connection: AsyncConnection) -> None:

@@ -12,7 +12,7 @@ import grpc
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from services import sql, streams
+from services import sql, streams, times
 from services.rpc import refusals
 from services.rpc.identity import Caller
 from tallystick.user.v1 import auth_service_pb2, auth_service_pb2_grpc
@@ -79,7 +79,7 @@ async def follow_revocations(
     async def load() -> list[tuple[str, datetime]]:
         request = auth_service_pb2.ListRevocationsRequest()
         answer = await stub.ListRevocations(request, timeout=5)
-        return [(found.subject, found.revoke_time.ToDatetime(UTC)) for found in answer.revocations]
+        return [(found.subject, times.instant(found.revoke_time)) for found in answer.revocations]
 
     await keep_current(revocations, redis, load)
 
@@ -100,7 +100,7 @@ async def keep_current(
         async for _, event in streams.follow(redis, "user", cursor):
             if event.HasField("tokens_revoked"):
                 fact = event.tokens_revoked
-                revocations.revoke(fact.token_subject, sql.micros(fact.revoke_time.ToDatetime(UTC)))
+                revocations.revoke(fact.token_subject, sql.micros(times.instant(fact.revoke_time)))
 
 
 async def _reload(revocations: Revocations, load: Load, now: Callable[[], datetime]) -> None:

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from uuid_utils import UUID
 
-from services import names, telemetry
+from services import names, telemetry, times
 from services.user.domain.signing_key import SigningKey
 from services.user.domain.site import Site
 from services.user.domain.terminal import Terminal
@@ -70,7 +70,7 @@ def tokens_revoked(
     """Tokens of a person or a terminal issued before an instant are refused from now on."""
     event = _event(event_id, circumstances, subject)
     event.tokens_revoked.token_subject = subject
-    event.tokens_revoked.revoke_time.FromDatetime(issued_before)
+    event.tokens_revoked.revoke_time.CopyFrom(times.timestamp(issued_before))
     return event
 
 
@@ -80,7 +80,7 @@ def signing_key_rotated(
     """A key was added to the set."""
     event = _event(event_id, circumstances, f"signingKeys/{key.key_id}")
     event.signing_key_rotated.key_id = key.key_id
-    event.signing_key_rotated.sign_time.FromDatetime(key.sign_time)
+    event.signing_key_rotated.sign_time.CopyFrom(times.timestamp(key.sign_time))
     return event
 
 
@@ -92,5 +92,5 @@ def _event(event_id: UUID, circumstances: Circumstances, subject: str) -> event_
         actor=circumstances.actor,
         trace_id=telemetry.trace_id(),
     )
-    event.occur_time.FromDatetime(circumstances.now)
+    event.occur_time.CopyFrom(times.timestamp(circumstances.now))
     return event

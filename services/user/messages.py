@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from services import names
+from services import names, times
 from services.user.domain.site import Position, Site
 from services.user.domain.terminal import Terminal
 from services.user.domain.user import Role, State, Tier, User
@@ -26,8 +26,8 @@ def user_message(user: User) -> user_pb2.User:
         tier=user_pb2.User.Tier.Value(f"TIER_{user.tier.value}"),
         tier_reason=user.tier_reason,
     )
-    message.create_time.FromDatetime(user.create_time)
-    message.update_time.FromDatetime(user.update_time)
+    message.create_time.CopyFrom(times.timestamp(user.create_time))
+    message.update_time.CopyFrom(times.timestamp(user.update_time))
     return message
 
 
@@ -44,7 +44,7 @@ def site_message(site: Site) -> user_pb2.Site:
         ),
         open=site.is_open,
     )
-    message.create_time.FromDatetime(site.create_time)
+    message.create_time.CopyFrom(times.timestamp(site.create_time))
     return message
 
 
@@ -65,9 +65,9 @@ def terminal_message(terminal: Terminal) -> user_pb2.Terminal:
         revoke_reason=terminal.revoke_reason,
         version=terminal.version,
     )
-    message.create_time.FromDatetime(terminal.create_time)
+    message.create_time.CopyFrom(times.timestamp(terminal.create_time))
     if terminal.revoke_time is not None:
-        message.revoke_time.FromDatetime(terminal.revoke_time)
+        message.revoke_time.CopyFrom(times.timestamp(terminal.revoke_time))
     return message
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 from grpc.aio import AioRpcError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services import names, paging, sql
+from services import names, paging, sql, times
 from services.fraud import reports, wire
 from services.fraud.assessor import Assessor
 from services.fraud.clients import Accounts
@@ -151,7 +151,7 @@ class FraudHandlers(fraud_service_pb2_grpc.FraudServiceServicer):
             reason=request.reason,
             actor=caller().subject,
         )
-        label.time.FromDatetime(self._desk.now())
+        label.time.CopyFrom(times.timestamp(self._desk.now()))
         # It may have been assessed a moment ago.
         await self._desk.recorder.write_now()
         kept = await self._desk.labels.label(names.last_id(request.payment), label)
@@ -194,9 +194,9 @@ def period(
     default: timedelta,
 ) -> tuple[datetime, datetime]:
     """The time a report is about: what was asked for, else what ends now."""
-    end = request.end_time.ToDatetime(UTC) if request.HasField("end_time") else now
+    end = times.instant(request.end_time) if request.HasField("end_time") else now
     if request.HasField("start_time"):
-        return request.start_time.ToDatetime(UTC), end
+        return times.instant(request.start_time), end
     return end - default, end
 
 

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from google.protobuf.timestamp_pb2 import Timestamp
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from services import sql
+from services import sql, times
 from services.fraud.backtests import Backtests, Period
 from services.fraud.books import Books
 from services.fraud.domain import refusals
@@ -142,7 +142,7 @@ def to_proto(version: Version) -> pb.Rule:
         version=rule.version,
         author=version.author,
     )
-    message.create_time.FromDatetime(version.create_time)
+    message.create_time.CopyFrom(times.timestamp(version.create_time))
     return message
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 from opentelemetry import metrics
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services import names
+from services import names, times
 from services.refusal import Refusal
 from services.rpc import identity
 from services.rpc.server import Context
@@ -151,8 +151,8 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
                 terminal=terminal.name,
                 access_token=await self._keys.sign(connection, claims, now=now),
             )
-            answer.access_expire_time.FromDatetime(expire_time)
-            answer.server_time.FromDatetime(now)
+            answer.access_expire_time.CopyFrom(times.timestamp(expire_time))
+            answer.server_time.CopyFrom(times.timestamp(now))
             return answer
 
         return await self._recorder.transact(work)
@@ -167,7 +167,7 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
     ) -> pb.RotateSigningKeysResponse:
         key = await self._keys.rotate(identity.caller().subject)
         answer = pb.RotateSigningKeysResponse(key_id=key.key_id)
-        answer.sign_time.FromDatetime(key.sign_time)
+        answer.sign_time.CopyFrom(times.timestamp(key.sign_time))
         return answer
 
     async def ListRevocations(
@@ -175,7 +175,9 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
     ) -> pb.ListRevocationsResponse:
         answer = pb.ListRevocationsResponse()
         for subject, revoke_time in await list_revocations(self._recorder):
-            answer.revocations.add(subject=subject).revoke_time.FromDatetime(revoke_time)
+            answer.revocations.add(subject=subject).revoke_time.CopyFrom(
+                times.timestamp(revoke_time)
+            )
         return answer
 
     async def _sign_in(self, typed: str, password: str) -> pb.Session:
@@ -256,8 +258,8 @@ class AuthService(auth_service_pb2_grpc.AuthServiceServicer):
             access_token=await self._keys.sign(connection, claims, now=now),
             refresh_token=refresh_token,
         )
-        message.access_expire_time.FromDatetime(access_expire_time)
-        message.refresh_expire_time.FromDatetime(session.expire_time)
+        message.access_expire_time.CopyFrom(times.timestamp(access_expire_time))
+        message.refresh_expire_time.CopyFrom(times.timestamp(session.expire_time))
         return message
 
 

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from sqlalchemy.ext.asyncio import AsyncConnection
 from uuid_utils import UUID
 
-from services import names
+from services import names, times
 from services.user.domain import password as password_rules
 from services.user.domain import refusals
 from services.user.domain.site import Site
@@ -99,9 +99,7 @@ class Registrar:
             )
             # The password is no part of the hash: a fast hash of it would be easier to guess from than the slow
             # one. Once it was changed, the one registered with is not known any more.
-            changed = credential.change_time > user.create_time.ToDatetime(
-                credential.change_time.tzinfo
-            )
+            changed = credential.change_time > times.instant(user.create_time)
             same = changed or await self._passwords.verify(
                 credential.password_hash, request.password
             )
